@@ -1,0 +1,202 @@
+"""Python values to protobuf and back; the only file that knows both.
+
+`encode` takes every value a method may return and a client may send; `decode` gives plain Python values (None, bool,
+int, float, str, bytes, list, dict) and the types of `datatypes`. Reading them as an author's own types (a dataclass, a
+numpy array, an Enum) is the work of the method's signature.
+"""
+
+import dataclasses
+import enum
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modelkit.datatypes import Audio, Image, Tensor, Text, Video
+from modelkit.inference.v1 import inference_pb2 as pb
+
+__all__ = ["decode", "decode_arguments", "encode", "encode_arguments"]
+
+_MIN_INT, _MAX_INT = -(2**63), 2**63 - 1
+
+
+def encode(value: Any) -> pb.Value:
+    """Turn a Python value into a Value.
+
+    Raises TypeError for a type that has no place in the contract and ValueError for a value that does not fit (an
+    integer beyond 64 bits, a lone surrogate, an object array); both messages say where inside the value it is.
+    """
+    encoder = _ENCODERS.get(type(value))
+    return encoder(value) if encoder else _encode_other(value)
+
+
+def decode(message: pb.Value) -> Any:
+    """Turn a Value into a Python value. Raises ValueError when it is empty or its tensor is malformed."""
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise ValueError("the value is empty: none of its kinds is set")
+    return _DECODERS[kind](message)
+
+
+def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, pb.Value]:
+    """Encode the arguments of a call by name. Errors as `encode`, each naming the argument."""
+    return {name: _encode_member(name, value) for name, value in arguments.items()}
+
+
+def decode_arguments(arguments: Mapping[str, pb.Value]) -> dict[str, Any]:
+    """Decode the arguments of a call by name. Errors as `decode`, each naming the argument."""
+    return {name: _decode_member(name, value) for name, value in arguments.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- encoding
+
+
+def _encode_int(value: int) -> pb.Value:
+    if not _MIN_INT <= value <= _MAX_INT:
+        raise ValueError(f"the integer {value} does not fit into 64 bits; send it as a string or a float")
+    return pb.Value(int_value=value)
+
+
+def _encode_list(value: Any) -> pb.Value:
+    items = [_encode_member(f"[{index}]", item) for index, item in enumerate(value)]
+    return pb.Value(list_value=pb.ListValue(items=items))
+
+
+def _encode_dict(value: Mapping[Any, Any]) -> pb.Value:
+    entries = [
+        pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item)) for key, item in value.items()
+    ]
+    return pb.Value(map_value=pb.MapValue(entries=entries))
+
+
+def _encode_key(key: Any) -> str:
+    if isinstance(key, enum.Enum):
+        key = key.value
+    if isinstance(key, str):
+        return key
+    if isinstance(key, (bool, int, float)):
+        return str(key)
+    raise TypeError(f"cannot send a dict key of type {type(key).__name__}; keys are strings or numbers")
+
+
+def _encode_tensor(value: Tensor) -> pb.Value:
+    return pb.Value(tensor_value=pb.Tensor(shape=value.shape, dtype=value.dtype, data=value.data))
+
+
+def _encode_member(place: str, value: Any) -> pb.Value:
+    """Encode a part of a larger value; an error says which part."""
+    try:
+        return encode(value)
+    except RecursionError as error:
+        raise ValueError(f"{place}: nested too deeply, or it contains itself") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: not a valid Unicode string ({error.reason})") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(_join(place, str(error))) from error
+
+
+def _join(place: str, message: str) -> str:
+    """Put a place in front of a message that may start with the rest of the path: `.a` + `[0]: bad` = `.a[0]: bad`."""
+    return place + message if message.startswith((".", "[")) else f"{place}: {message}"
+
+
+def _encode_other(value: Any) -> pb.Value:
+    """Encode a value whose exact type is not in the table: a subclass, or an object of a library."""
+    if isinstance(value, enum.Enum):
+        return encode(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _encode_dict({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    for base, encoder in _ENCODERS.items():
+        if isinstance(value, base):
+            return encoder(value)
+    converted = _convert_foreign(value)
+    if converted is None:
+        raise TypeError(f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}")
+    return encode(converted)
+
+
+def _convert_foreign(value: Any) -> Any:
+    """Turn an object of a library into one that `encode` knows; None when no library claims it.
+
+    A value of a library's type can only exist when that library is imported, so nothing is imported here.
+    """
+    pydantic = sys.modules.get("pydantic")
+    if pydantic and isinstance(value, pydantic.BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    numpy = sys.modules.get("numpy")
+    if numpy and isinstance(value, numpy.ndarray):
+        return Tensor.from_numpy(value)
+    if numpy and isinstance(value, numpy.generic):
+        return value.item()
+    pil = sys.modules.get("PIL.Image")
+    if pil and isinstance(value, pil.Image):
+        return Image.from_pil(value)
+    return None
+
+
+# The base of another (int of bool, str of a str subclass) comes after it: subclasses are looked up in this order.
+_ENCODERS: dict[type, Callable[[Any], pb.Value]] = {
+    str: lambda value: pb.Value(string_value=value),
+    bool: lambda value: pb.Value(bool_value=value),
+    int: _encode_int,
+    float: lambda value: pb.Value(float_value=value),
+    bytes: lambda value: pb.Value(bytes_value=value),
+    bytearray: lambda value: pb.Value(bytes_value=bytes(value)),
+    memoryview: lambda value: pb.Value(bytes_value=bytes(value)),
+    type(None): lambda _: pb.Value(null_value=pb.NULL_VALUE_UNSPECIFIED),
+    list: _encode_list,
+    tuple: _encode_list,
+    set: lambda value: _encode_list(sorted(value, key=repr)),
+    frozenset: lambda value: _encode_list(sorted(value, key=repr)),
+    dict: _encode_dict,
+    Text: lambda value: pb.Value(text_value=pb.Text(text=value.text, token_ids=value.token_ids)),
+    Tensor: _encode_tensor,
+    Image: lambda value: pb.Value(image_value=pb.Image(data=value.data, media_type=value.media_type)),
+    Audio: lambda value: pb.Value(
+        audio_value=pb.Audio(data=value.data, media_type=value.media_type, sample_rate_hz=value.sample_rate_hz)
+    ),
+    Video: lambda value: pb.Value(video_value=pb.Video(data=value.data, media_type=value.media_type)),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def _decode_list(message: pb.Value) -> list[Any]:
+    return [_decode_member(f"[{index}]", item) for index, item in enumerate(message.list_value.items)]
+
+
+def _decode_map(message: pb.Value) -> dict[str, Any]:
+    return {entry.key: _decode_member(f".{entry.key}", entry.value) for entry in message.map_value.entries}
+
+
+def _decode_tensor(message: pb.Value) -> Tensor:
+    tensor = message.tensor_value
+    return Tensor(tuple(tensor.shape), tensor.dtype, tensor.data)
+
+
+def _decode_member(place: str, message: pb.Value) -> Any:
+    try:
+        return decode(message)
+    except ValueError as error:
+        raise ValueError(_join(place, str(error))) from error
+
+
+_DECODERS: dict[str, Callable[[pb.Value], Any]] = {
+    "null_value": lambda _: None,
+    "bool_value": lambda message: message.bool_value,
+    "int_value": lambda message: message.int_value,
+    "float_value": lambda message: message.float_value,
+    "string_value": lambda message: message.string_value,
+    "bytes_value": lambda message: message.bytes_value,
+    "list_value": _decode_list,
+    "map_value": _decode_map,
+    "tensor_value": _decode_tensor,
+    "image_value": lambda message: Image(message.image_value.data, message.image_value.media_type),
+    "audio_value": lambda message: Audio(
+        message.audio_value.data,
+        message.audio_value.media_type,
+        message.audio_value.sample_rate_hz,
+    ),
+    "video_value": lambda message: Video(message.video_value.data, message.video_value.media_type),
+    "text_value": lambda message: Text(message.text_value.text, tuple(message.text_value.token_ids)),
+}
