@@ -1,0 +1,73 @@
+# The same commands on a laptop and in CI. `make` alone lists them.
+
+PYTHON ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+# What has been installed into .venv; both are made again when pyproject.toml changes.
+RUN    := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint types imports protos-check docs-check unit format protos docs bench venv clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(RUN) ## train a tiny chat model, serve it, ask it something (PYTHON=... picks the Python)
+	@$(BIN)/python scripts/demo.py
+
+test: lint types imports protos-check docs-check unit ## everything CI runs
+
+lint: $(DEV) ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(DEV) ## imports point one way (import-linter)
+	$(BIN)/lint-imports
+
+protos-check: $(DEV) ## proto/ is clean and the generated stubs are fresh
+	cd proto && ../$(BIN)/buf lint
+	$(BIN)/python scripts/generate_protos.py --check
+
+docs-check: $(DEV) ## docs/ and the JSON schema are what the config models say
+	$(BIN)/python scripts/generate_config_docs.py --check
+
+unit: $(DEV) ## pytest; choose with ARGS="tests/unit -k codec"
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(DEV) ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: $(DEV) ## write the gRPC stubs from proto/
+	$(BIN)/python scripts/generate_protos.py
+
+docs: $(DEV) ## write the generated parts of docs/
+	$(BIN)/python scripts/generate_config_docs.py
+
+bench: $(DEV) ## measure the server against bare gRPC on this machine
+	$(BIN)/python -m benchmarks
+
+venv: $(DEV) ## only make .venv, with everything
+
+clean: ## remove what the commands above made
+	rm -rf $(VENV) .cache dist examples/tiny-chat/checkpoint
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# What it takes to run: the project, torch for this machine, transformers.
+$(RUN): pyproject.toml scripts/install_torch.py scripts/make_venv.sh
+	@scripts/make_venv.sh $(VENV) $(PYTHON)
+	$(BIN)/python scripts/install_torch.py
+	$(BIN)/python -m pip install --quiet --editable '.[transformers]'
+	@touch $@
+
+# And what it takes to change it: linters, the type checker, the test tools.
+$(DEV): $(RUN)
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
