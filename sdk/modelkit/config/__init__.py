@@ -1,0 +1,33 @@
+"""config.yaml: its schema, the loader that finds every problem at once, and the JSON Schema for editors."""
+
+from modelkit.config.loader import check_config, find_config, load_config
+from modelkit.config.models import (
+    BuildConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    ConceptConfig,
+    Config,
+    DeploymentConfig,
+    EngineConfig,
+    EngineName,
+    ModelConfig,
+    SecretConfig,
+    ServerConfig,
+)
+
+__all__ = [
+    "BuildConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "ConceptConfig",
+    "Config",
+    "DeploymentConfig",
+    "EngineConfig",
+    "EngineName",
+    "ModelConfig",
+    "SecretConfig",
+    "ServerConfig",
+    "check_config",
+    "find_config",
+    "load_config",
+]
