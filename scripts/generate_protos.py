@@ -39,7 +39,7 @@ def generate(output_dir: Path) -> None:
     """Compile every .proto of the package into `output_dir`."""
     protos = sorted(str(path) for path in (PROTO_DIR / PACKAGE).glob("*.proto"))
     options = [f"--{kind}_out={output_dir}" for kind in ("python", "pyi", "grpc_python")]
-    command = [compiler_python(), "-m", "grpc_tools.protoc", f"-I{PROTO_DIR}", *options, *protos]
+    command = [str(compiler_python()), "-m", "grpc_tools.protoc", f"-I{PROTO_DIR}", *options, *protos]
     subprocess.run(command, check=True)
 
 
@@ -56,7 +56,9 @@ def differences(generated_dir: Path) -> list[str]:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     if not parser.parse_args().check:
         generate(OUTPUT_DIR)

@@ -58,8 +58,8 @@ def usable_version() -> str | None:
         installed = version("torch")
     except PackageNotFoundError:
         return None
-    works = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, check=False).returncode == 0
-    return installed if works and fits(installed) else None
+    trial = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, check=False)
+    return installed if trial.returncode == 0 and fits(installed) else None
 
 
 def machine_has_gpu() -> bool:
