@@ -75,8 +75,10 @@ class Image(Media):
         try:
             image = PILModule.open(io.BytesIO(self.data))
             image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"not an image: {error}") from error
+        except UnidentifiedImageError as error:
+            raise ValueError("the bytes are not an image of a known format") from error
+        except (OSError, SyntaxError, PILModule.DecompressionBombError) as error:
+            raise ValueError(f"the image cannot be read: {error}") from error
         return image
 
 

@@ -1,5 +1,6 @@
 """The author's side: subclass `Model`, load in `load`, mark methods with `@method`."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,11 @@ class Model:
         return current_request()
 
     def report_usage(
-        self, *, prompt_tokens: int | None = None, output_tokens: int | None = None, cached_tokens: int | None = None
+        self,
+        *,
+        prompt_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
     ) -> None:
         """Report the tokens this call has used so far, as totals; None leaves a number as it is."""
         usage = current_request().usage
@@ -108,17 +113,19 @@ def _mark(function: F) -> F:
     So a method that calls a sibling directly gets the value it would get over the wire, without a wrapper that would
     cost time on each call and hide whether the function is a coroutine or a generator.
     """
+    if not inspect.isfunction(function):
+        raise TypeError(
+            f"@method marks a plain function, not a {type(function).__name__}; put it on the inside"
+        )
     specs: dict[str, Any] = {}
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     first_default = len(positional) - len(defaults)
-    function.__defaults__ = tuple(
-        _plain_default(name, value, specs)
-        for name, value in zip(positional[first_default:], defaults, strict=True)
-    ) or None  # fmt: skip
-    for name, value in (function.__kwdefaults__ or {}).items():
-        function.__kwdefaults__[name] = _plain_default(name, value, specs)
+    plain = [_plain_default(*pair, specs) for pair in zip(positional[first_default:], defaults, strict=True)]
+    function.__defaults__ = tuple(plain) or None
+    for name, value in (keyword_defaults := function.__kwdefaults__ or {}).items():
+        keyword_defaults[name] = _plain_default(name, value, specs)
     setattr(function, METHOD_ATTRIBUTE, specs)
     return function
 

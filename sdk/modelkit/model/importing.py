@@ -1,0 +1,168 @@
+"""Import an author's model.py and find its Model; whatever is wrong becomes a Problem with a line."""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from modelkit.errors import ConfigError, Problem
+from modelkit.model.base import Model
+from modelkit.model.signature import Signature, SignatureError, method_names, read_signature
+from modelkit.model.source import SourceFile
+
+__all__ = ["check_model", "find_model_file", "import_model_class", "read_signatures"]
+
+_RESERVED = {"load", "close", "config", "context", "model_dir", "checkpoint_dir", "request", "report_usage"}
+
+
+def find_model_file(model_dir: Path) -> Path:
+    """Return `model.py`, or `1/model.py` as Clarifai lays it out. Raises ConfigError when neither is there."""
+    candidates = (model_dir / "model.py", model_dir / "1" / "model.py")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    name = model_dir.resolve().name
+    problem = Problem(
+        "the model folder has no model.py",
+        f"write one with a subclass of modelkit.Model, or start from a template: modelkit init {name} --force",
+        candidates[0],
+    )
+    raise ConfigError([problem])
+
+
+def import_model_class(model_dir: Path) -> type[Model]:
+    """Import the folder's model.py and return its one subclass of Model.
+
+    The folder of the file is put on `sys.path`, so that model.py can import its neighbours. Raises ConfigError for a
+    missing file, broken Python, an import that fails, or no class or several to choose from.
+    """
+    source = _read(find_model_file(model_dir))
+    module = _import(source)
+    return _find_class(source, module)
+
+
+def read_signatures(model_class: type[Model]) -> Mapping[str, Signature]:
+    """Read the signatures of all methods, by name. Raises SignatureError at the first that cannot be served."""
+    return {name: read_signature(model_class, name) for name in method_names(model_class)}
+
+
+def check_model(model_dir: Path) -> list[Problem]:
+    """Return every problem of the folder's model.py; it is imported, but nothing is loaded."""
+    try:
+        model_class = import_model_class(model_dir)
+    except ConfigError as error:
+        return list(error.problems)
+    source = _read(find_model_file(model_dir))
+    return _check_methods(source, model_class)
+
+
+def _check_methods(source: SourceFile, model_class: type[Model]) -> list[Problem]:
+    names = method_names(model_class)
+    if not names:
+        node = source.find_class(model_class.__name__)
+        line = node.lineno if node else 1
+        cure = "put @method over the functions that callers may call (from modelkit import method)"
+        return [source.problem_at(f"class {model_class.__name__} has no method marked @method", cure, line)]
+    problems = []
+    for name in names:
+        if name in _RESERVED or name.startswith("_"):
+            place = source.find_part(model_class.__name__, name, "")
+            problems.append(
+                source.problem(f"'{name}' cannot be a method's name", "choose another name", place)
+            )
+            continue
+        try:
+            read_signature(model_class, name)
+        except SignatureError as error:
+            place = source.find_part(model_class.__name__, name, error.argument)
+            problems.append(source.problem(str(error), error.cure, place))
+    return problems
+
+
+def _read(path: Path) -> SourceFile:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        problem = Problem(
+            f"the file is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8", path
+        )
+        raise ConfigError([problem]) from error
+    except OSError as error:
+        problem = Problem(f"the file cannot be read: {error.strerror}", "check its permissions", path)
+        raise ConfigError([problem]) from error
+    return SourceFile(path, text)
+
+
+def _import(source: SourceFile) -> ModuleType:
+    path = source.path.resolve()
+    # A name of its own per folder: two models in one process (tests do that) must not share a module.
+    name = "modelkit_model_" + "".join(char if char.isalnum() else "_" for char in str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError([source.problem("the file cannot be imported", "name it model.py")])
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module  # pydantic and pickle look classes up by their module's name
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        sys.modules.pop(name, None)
+        raise ConfigError([_syntax_problem(source, error)]) from error
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise ConfigError([_import_problem(source, error)]) from error
+    return module
+
+
+def _syntax_problem(source: SourceFile, error: SyntaxError) -> Problem:
+    if error.filename and Path(error.filename).resolve() != source.path.resolve():
+        path = Path(error.filename)
+        return Problem(f"broken Python: {error.msg}", "mend the syntax", path, error.lineno, error.offset)
+    end = error.end_offset if error.end_lineno == error.lineno and error.end_offset else None
+    return source.problem_at(
+        f"broken Python: {error.msg}", "mend the syntax", error.lineno or 1, error.offset, end
+    )
+
+
+def _import_problem(source: SourceFile, error: BaseException) -> Problem:
+    line = _line_in(source, error)
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        message = f"model.py needs '{missing}', which is not installed"
+        cure = f"pip install -r requirements.txt, or import '{missing}' inside load, where it is used"
+    elif isinstance(error, SystemExit):
+        message, cure = "model.py ends the process when it is imported", "remove the call to exit"
+    else:
+        message = f"importing model.py raised {type(error).__name__}: {error}"
+        cure = "keep work that can fail inside load"
+    return source.problem_at(message, cure, line)
+
+
+def _line_in(source: SourceFile, error: BaseException) -> int:
+    """Return the last line of model.py that the error came through."""
+    path = str(source.path.resolve())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return lines[-1] or 1 if lines else 1
+
+
+def _find_class(source: SourceFile, module: ModuleType) -> type[Model]:
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Model) and value.__module__ == module.__name__
+    ]
+    leaves = [cls for cls in dict.fromkeys(own) if not any(cls in other.__mro__[1:] for other in own)]
+    if len(leaves) == 1:
+        return leaves[0]
+    if not leaves:
+        cure = "define one: class MyModel(Model): ... (from modelkit import Model, method)"
+        raise ConfigError([source.problem("model.py defines no subclass of modelkit.Model", cure)])
+    names = ", ".join(cls.__name__ for cls in leaves)
+    second = source.find_class(leaves[1].__name__)
+    message = f"model.py defines {len(leaves)} models, {names}; a folder has one"
+    cure = "keep one class and move the others into folders of their own"
+    raise ConfigError([source.problem_at(message, cure, second.lineno if second else 1)])
