@@ -27,6 +27,7 @@ lint: $(DEV) ## ruff: rules and format
 
 types: $(DEV) ## mypy, strict
 	$(BIN)/mypy
+	$(BIN)/mypy scripts
 
 imports: $(DEV) ## imports point one way (import-linter)
 	$(BIN)/lint-imports
