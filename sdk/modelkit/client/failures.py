@@ -1,0 +1,128 @@
+"""From a gRPC status to the same error that the server raised.
+
+The one place where the statuses of gRPC (`STATUSES`; a test walks them all) and the google.rpc details beside them
+become the classes of `modelkit.errors`.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import grpc
+
+from modelkit.client.retry import Deadline
+from modelkit.errors import (
+    CallError,
+    CancelledCallError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    Violation,
+)
+
+__all__ = ["STATUSES", "from_rpc_error"]
+
+STATUSES: Final[dict[grpc.StatusCode, type[CallError]]] = {
+    grpc.StatusCode.CANCELLED: CancelledCallError,
+    grpc.StatusCode.UNKNOWN: InternalError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: FailedPreconditionError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.ABORTED: CallError,  # worth repeating, but by somebody who knows what it was about
+    grpc.StatusCode.OUT_OF_RANGE: InvalidArgumentError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
+    grpc.StatusCode.INTERNAL: InternalError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DATA_LOSS: InternalError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+}
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+# What gRPC says of a connection (its own words, in order of precedence), what that means, and the cure.
+_CONNECTION_FAULTS: Final = (
+    ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
+    ("Peer name", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
+    ("WRONG_VERSION_NUMBER", "{address} does not speak TLS", "connect without TLS"),
+    ("handshake", "cannot set up TLS with {address}", "check that the server speaks TLS and trusts this client"),
+    ("DNS resolution failed", "cannot find the host of {address}", "check the address"),
+    ("errors resolving", "cannot find the host of {address}", "check the address"),
+    ("onnection refused", "cannot connect to {address}: no server listens there", ""),
+    ("ailed to connect", "cannot connect to {address}", ""),
+    ("Socket closed", "the connection to {address} was closed", "if the server speaks TLS, connect with TLS"),
+    ("reset by peer", "the connection to {address} was lost", ""),
+)  # fmt: skip
+_START_A_SERVER = (
+    "start a server with `modelkit serve PATH --local`, or name another with --address or MODELKIT_ADDRESS"
+)
+
+
+def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: str) -> CallError:
+    """Return the error that a failed call means: `error` is what `grpc` or `grpc.aio` raised."""
+    code, message = error.code(), error.details() or ""
+    facts = _read_details(error.trailing_metadata() or ())
+    from_server = "request_id" in facts
+    facts.setdefault("request_id", request_id)
+    cure = facts.pop("cure", "")
+    if code is grpc.StatusCode.UNAVAILABLE and not from_server:
+        message, cure = _explain_connection(message, cure, address)
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline.timeout_s is not None:
+        message = f"no answer from {address} within {deadline.timeout_s:g} s"
+        cure = cure or "give it more time: timeout_s=..., or --timeout"
+    elif not message:
+        message = f"the call failed with {code.name}"
+    failure = STATUSES[code]
+    return failure(message, cure=cure, **facts)
+
+
+def _explain_connection(message: str, cure: str, address: str) -> tuple[str, str]:
+    """Replace gRPC's account of a connection, written for its own developers, by what it means here."""
+    for sign, meaning, remedy in _CONNECTION_FAULTS:
+        if sign in message:
+            return meaning.format(address=address), cure or remedy or _START_A_SERVER
+    return message, cure
+
+
+def _read_details(trailers: Iterable[tuple[str, str | bytes]]) -> dict[str, Any]:
+    """Return the arguments of CallError that the server sent as google.rpc details.
+
+    Read by hand and not by grpc_status, which knows the synchronous API only.
+    """
+    for key, value in trailers:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            return _parse_details(value)
+    return {}
+
+
+def _parse_details(value: bytes) -> dict[str, Any]:
+    from google.protobuf.message import DecodeError
+    from google.rpc import error_details_pb2, status_pb2
+
+    try:
+        status = status_pb2.Status.FromString(value)
+    except DecodeError:  # from a proxy; the status itself is still good
+        return {}
+    facts: dict[str, Any] = {}
+    for detail in status.details:
+        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest.FromString(detail.value)
+            facts["violations"] = [Violation(each.field, each.description) for each in bad.field_violations]
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
+            facts["retry_after_s"] = delay.seconds + delay.nanos / 1e9
+        elif detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
+            facts["request_id"] = error_details_pb2.RequestInfo.FromString(detail.value).request_id
+        elif detail.Is(error_details_pb2.Help.DESCRIPTOR):
+            links = error_details_pb2.Help.FromString(detail.value).links
+            facts["cure"] = "; ".join(link.description for link in links)
+    return facts

@@ -1,0 +1,73 @@
+"""When a failed call is tried again, and how long a call may take with all its tries. No transport, no clock to wait on."""
+
+import random
+import time
+from dataclasses import dataclass
+
+from modelkit.errors import CallError, UnavailableError
+
+__all__ = ["Attempts", "Deadline", "RetryPolicy"]
+
+_JITTER = 0.2  # spread of the backoff, as in gRPC's own retry design (proposal A6), so that callers do not march in step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often a call that found the server unavailable is tried, and the pauses between.
+
+    Only UNAVAILABLE is tried again, and only before the first byte of the response: anything else may have changed
+    something or would fail again. A pause the server asks for (google.rpc.RetryInfo) is kept, and none is begun that
+    would end after the call's deadline.
+    """
+
+    max_attempts: int = 4
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 5.0
+    multiplier: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts is {self.max_attempts}; 1 means that a call is tried once")
+        if self.initial_backoff_s < 0 or self.max_backoff_s < 0 or self.multiplier < 1:
+            raise ValueError("a backoff cannot be negative, and its multiplier is at least 1")
+
+    def backoff_s(self, num_failures: int) -> float:
+        """Return the pause after the given number of failures, jitter included."""
+        backoff = min(self.initial_backoff_s * self.multiplier ** (num_failures - 1), self.max_backoff_s)
+        return backoff * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - spreads load, hides nothing
+
+
+class Deadline:
+    """The moment a whole call must be done by; `timeout_s` None means never."""
+
+    __slots__ = ("_at", "timeout_s")
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s
+        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def remaining_s(self) -> float | None:
+        """Return the seconds left, never below 0; None where there is no end."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+
+class Attempts:
+    """The tries of one call: asked after each failure whether, and after what pause, to try again."""
+
+    __slots__ = ("_deadline", "_num_failures", "_policy")
+
+    def __init__(self, policy: RetryPolicy | None, deadline: Deadline) -> None:
+        self._policy = policy
+        self._deadline = deadline
+        self._num_failures = 0
+
+    def pause_s(self, failure: CallError) -> float | None:
+        """Return the seconds to wait before the next try; None where the failure is final."""
+        self._num_failures += 1
+        if self._policy is None or not isinstance(failure, UnavailableError):
+            return None
+        if self._num_failures >= self._policy.max_attempts:
+            return None
+        pause = max(self._policy.backoff_s(self._num_failures), failure.retry_after_s or 0.0)
+        remaining = self._deadline.remaining_s()
+        return pause if remaining is None or pause < remaining else None

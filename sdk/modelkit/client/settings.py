@@ -1,0 +1,135 @@
+"""Where a client connects and with what credentials: read once, checked once, secrets never shown."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+from modelkit.client.retry import RetryPolicy
+from modelkit.errors import UsageError
+
+__all__ = ["ADDRESS_ENV", "API_KEY_ENV", "DEFAULT_ADDRESS", "TLS", "Settings"]
+
+DEFAULT_ADDRESS = "localhost:50051"
+DEFAULT_PORT = 50051
+ADDRESS_ENV = "MODELKIT_ADDRESS"
+API_KEY_ENV = "MODELKIT_API_KEY"
+
+_SCHEMES = {"grpc://": False, "grpcs://": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLS:
+    """How to trust the server and, with a certificate and key, how to be trusted by it. All files are PEM.
+
+    Without `ca_path` the machine's usual authorities are trusted. `server_name` is the name to expect in the server's
+    certificate where it differs from the address.
+    """
+
+    ca_path: str | Path | None = None
+    certificate_path: str | Path | None = None
+    key_path: str | Path | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate_path is None) != (self.key_path is None):
+            raise UsageError(
+                "a client certificate needs its key and the other way round",
+                cure="give both certificate_path and key_path",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a client was told, complete: what the constructor left out is filled in from the environment."""
+
+    address: str
+    timeout_s: float | None
+    api_key: str | None = field(repr=False)
+    tls: TLS | None
+    retry: RetryPolicy | None
+    metadata: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)  # a gateway's key may be among them
+
+    @classmethod
+    def resolve(
+        cls,
+        address: str | None,
+        *,
+        timeout_s: float | None,
+        api_key: str | None,
+        tls: bool | TLS | None,
+        retry: RetryPolicy | None,
+        metadata: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None,
+        allow_plaintext_api_key: bool,
+    ) -> "Settings":
+        """Fill in and check. Raises UsageError for an address that cannot be one and for a key sent in the open."""
+        target, scheme_says_tls = parse_address(address or os.environ.get(ADDRESS_ENV) or DEFAULT_ADDRESS)
+        key = api_key if api_key is not None else os.environ.get(API_KEY_ENV)
+        security = _resolve_tls(tls, scheme_says_tls)
+        if key and security is None and not allow_plaintext_api_key and not is_loopback(target):
+            raise UsageError(
+                f"the API key would travel to {target} in plain text",
+                cure="pass tls=True (or a grpcs:// address); where the network in between is trusted, "
+                "pass allow_plaintext_api_key=True",
+            )
+        return cls(
+            address=target,
+            timeout_s=timeout_s,
+            api_key=key or None,
+            tls=security,
+            retry=retry,
+            metadata=dict(metadata or {}),
+            headers={name.lower(): value for name, value in (headers or {}).items()},
+        )
+
+
+def parse_address(address: str) -> tuple[str, bool | None]:
+    """Return gRPC's target and whether the address asks for TLS (None where it does not say).
+
+    Takes `host`, `host:port`, `[::1]:port`, `grpc://...`, `grpcs://...` and `unix:path`.
+    """
+    for scheme, tls in _SCHEMES.items():
+        if address.startswith(scheme):
+            return parse_address(address.removeprefix(scheme).rstrip("/"))[0], tls
+    if address.startswith("unix:"):
+        return address, None
+    if "://" in address or "/" in address or not address.strip():
+        raise UsageError(
+            f"'{address}' is not the address of a gRPC server",
+            cure="write host:port, grpc://host:port or grpcs://host:port (with TLS)",
+        )
+    host, port = _split_port(address)
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UsageError(f"'{address}' has no valid port", cure=f"write {host}:{DEFAULT_PORT}")
+    return f"{host}:{port}", None
+
+
+def is_loopback(target: str) -> bool:
+    """Tell whether a target never leaves this machine."""
+    if target.startswith("unix:"):
+        return True
+    host = _split_port(target)[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _split_port(address: str) -> tuple[str, str]:
+    if address.count(":") > 1 and not address.startswith("["):  # a bare IPv6 address
+        return f"[{address}]", str(DEFAULT_PORT)
+    host, colon, port = address.rpartition(":")
+    if not colon or port.endswith("]"):
+        return address, str(DEFAULT_PORT)
+    return host, port
+
+
+def _resolve_tls(tls: bool | TLS | None, scheme_says_tls: bool | None) -> TLS | None:
+    if isinstance(tls, TLS):
+        return tls
+    return TLS() if (scheme_says_tls if tls is None else tls) else None
