@@ -50,7 +50,8 @@ class Signature:
 
     `is_async` says whether it runs on the event loop (`async def`) or in a thread. `result` describes one item where
     the result is a stream. `streamed` is the name of the argument that arrives item by item, "" where there is none,
-    and `takes_async_iterator` says which kind of iterator it is given.
+    and `takes_async_iterator` says which kind of iterator it is given. `binds_slowly` is True where checking the
+    arguments decodes images, which is work for a thread.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Signature:
     takes_async_iterator: bool
     validators: Mapping[str, SchemaValidator]
     fill_in: Mapping[str, Any]
+    binds_slowly: bool
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Check decoded arguments and turn them into the author's types; what is left out keeps its default.
@@ -179,6 +181,7 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         takes_async_iterator=takes_async,
         validators=_validators(wires, streamed),
         fill_in=_fill_in(parameters, wires, streamed),
+        binds_slowly=any(_has_image(wire.spec) for wire in wires.values()),
     )
 
 
@@ -355,6 +358,11 @@ def _validators(wires: Mapping[str, WireType], streamed: str) -> dict[str, Schem
             "SchemaValidator", adapter.validator
         )
     return validators
+
+
+def _has_image(spec: TypeSpec) -> bool:
+    members = (*spec.args, *(field.type for field in spec.fields))
+    return spec.kind is TypeKind.IMAGE or any(_has_image(member) for member in members)
 
 
 def _fill_in(

@@ -1,0 +1,191 @@
+"""The server process: startup, main loop, shutdown.
+
+The port is open before the model loads, so that health checks and Describe answer from the first moment; readiness
+comes when the model has loaded.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from modelkit import __version__
+from modelkit.errors import ServeError
+from modelkit.inference.v1 import inference_pb2 as pb
+from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
+from modelkit.model import Model
+from modelkit.server.auth import ApiKeyInterceptor
+from modelkit.server.predictor import Predictor, State
+from modelkit.server.servicer import Servicer
+
+__all__ = ["LIVENESS", "SERVICE_NAME", "Server", "ServerOptions", "TlsFiles"]
+
+_log = logging.getLogger("modelkit.server")
+
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+# Health checks of this name ask whether the process is alive; of "" and SERVICE_NAME, whether it takes calls.
+LIVENESS: Final = "liveness"
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the server's certificate chain and key; with `client_ca`, clients must have a certificate too."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How a server listens. `port` 0 takes a free one. Sizes in bytes, times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    max_concurrency: int = 128
+    max_queue: int = 1024
+    max_message_bytes: int = 64 * 1024 * 1024
+    drain_timeout_s: float = 30.0
+    tls: TlsFiles | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+
+class Server:
+    """One model behind one port.
+
+    server = Server(model, ServerOptions(port=0))
+    await server.startup()      # listens; `server.address` is known; not ready yet
+    await server.load()         # loads the model; ready
+    ...
+    await server.shutdown()     # drains, closes the model
+
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: ServerOptions | None = None,
+        *,
+        model_id: str = "",
+        description: str = "",
+        engine: str = "",
+    ) -> None:
+        self.options = options or ServerOptions()
+        self.predictor = Predictor(
+            model, max_concurrency=self.options.max_concurrency, max_queue=self.options.max_queue
+        )
+        self.address = ""
+        self._identity = pb.DescribeResponse(
+            model_id=model_id, description=description, engine=engine, modelkit_version=__version__
+        )
+        self._health = health.aio.HealthServicer()
+        self._grpc: Any = None
+
+    async def startup(self) -> None:
+        """Open the port. Raises ServeError when it is taken or the TLS files cannot be read."""
+        interceptors = [ApiKeyInterceptor(self.options.api_key)] if self.options.api_key else []
+        server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self.options))
+        pb_grpc.add_InferenceServiceServicer_to_server(Servicer(self.predictor, self._identity), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        self.address = _bind(server, self.options)
+        await self._set_ready(ready=False)
+        await self._health.set(LIVENESS, _SERVING)
+        await server.start()
+        self._grpc = server
+
+    async def load(self) -> None:
+        """Load the model and say that it is ready. Raises what Predictor.load raises."""
+        await self.predictor.load()
+        await self._set_ready(ready=True)
+
+    async def shutdown(self) -> int:
+        """Drain and stop: refuse new calls, let the running ones end, cancel those that outlast the drain time.
+
+        Returns how many calls are still running in threads, which nothing can stop.
+        """
+        self.predictor.drain()
+        await self._health.enter_graceful_shutdown()
+        if self._grpc is not None:
+            await self._grpc.stop(self.options.drain_timeout_s)
+        return await self.predictor.close()
+
+    async def serve(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> int:
+        """Run from startup to shutdown: load, call `on_ready`, wait for `stop`. Returns what `shutdown` returns.
+
+        A stop while the model loads ends the loading.
+        """
+        await self.startup()
+        try:
+            loading = asyncio.create_task(self.load())
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                on_ready()
+                await stopping
+            loading.cancel()
+            stopping.cancel()
+        finally:
+            num_stuck = await self.shutdown()
+        return num_stuck
+
+    @property
+    def state(self) -> State:
+        """Where the model is in its life."""
+        return self.predictor.state
+
+    async def _set_ready(self, *, ready: bool) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+
+def _channel_options(options: ServerOptions) -> Sequence[tuple[str, int]]:
+    return (
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", options.max_message_bytes),
+        # Without this a second server on the same port would start, and get half of the calls.
+        ("grpc.so_reuseport", 0),
+        # Clients may ask for signs of life as often as every 10 s while a long prompt is read.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
+
+
+def _bind(server: Any, options: ServerOptions) -> str:
+    """Bind the port and return `host:port` as a client on this machine would write it."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    target = f"{host}:{options.port}"
+    try:
+        if options.tls is None:
+            port = server.add_insecure_port(target)
+        else:
+            port = server.add_secure_port(target, _credentials(options.tls))
+    except RuntimeError as error:
+        raise ServeError(
+            f"cannot listen on {target}: the port is taken, or the host is not an address of this machine",
+            cure="choose another with --port, or --port 0 for any free one",
+        ) from error
+    return f"{host}:{port}"
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    try:
+        chain, key = tls.certificate.read_bytes(), tls.key.read_bytes()
+        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+    except OSError as error:
+        raise ServeError(
+            f"cannot read the TLS file {error.filename}: {error.strerror}",
+            cure="give PEM files that this user can read",
+        ) from error
+    return grpc.ssl_server_credentials([(key, chain)], client_ca, require_client_auth=client_ca is not None)

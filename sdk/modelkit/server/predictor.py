@@ -1,0 +1,263 @@
+"""The transport-free core: takes decoded arguments, checks them, runs the author's method, gives values back.
+
+It knows neither gRPC nor HTTP. Whatever goes wrong leaves as a CallError, and nothing else does, but for the
+cancellation of the task that calls it. Each call runs in a task of its own, whose context carries its Request.
+"""
+
+import asyncio
+import contextvars
+import enum
+import functools
+import inspect
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, NoReturn, TypeVar
+
+from modelkit.errors import (
+    CallError,
+    InternalError,
+    LoadError,
+    MethodNotFoundError,
+    ModelkitError,
+    UnavailableError,
+    UnimplementedError,
+)
+from modelkit.model import REQUEST, MethodKind, Model, Request, Signature, read_signatures
+from modelkit.server.gate import Gate
+from modelkit.server.threads import LoopIterator, ThreadStream
+
+__all__ = ["Predictor", "State"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("modelkit.server")
+
+# What a caller should do with a method of each kind, named by the RPC of the contract.
+_RPC = {MethodKind.UNARY: "Predict", MethodKind.SERVER_STREAM: "Generate", MethodKind.BIDIRECTIONAL: "Stream"}
+
+
+class State(enum.StrEnum):
+    """Where a model is in its life. Only a ready one takes calls."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Predictor:
+    """Runs one model. `load()` once, then any number of concurrent calls, then `drain()` and `close()`."""
+
+    def __init__(self, model: Model, *, max_concurrency: int = 128, max_queue: int = 1024) -> None:
+        self.model = model
+        self.signatures: Mapping[str, Signature] = read_signatures(type(model))
+        self.state = State.LOADING
+        self.gate = Gate(max_concurrency, max_queue)
+        # A thread per running call and no more: the gate is the only queue.
+        self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="modelkit-call")
+        self._running_threads: set[Future[Any]] = set()
+
+    # ------------------------------------------------------------------------------------------------------- life
+
+    async def load(self) -> None:
+        """Load the model. Raises LoadError, or the ModelkitError that the model raised."""
+        try:
+            await self._call_hook(self.model.load)
+        except ModelkitError:
+            self.state = State.FAILED
+            raise
+        except Exception as error:
+            self.state = State.FAILED
+            raise LoadError(
+                f"{type(self.model).__name__}.load raised {type(error).__name__}: {error}",
+                cure="the traceback is in the log above; mend load in model.py",
+            ) from error
+        self.state = State.READY
+
+    def drain(self) -> None:
+        """Refuse new calls from now on; the ones that run go on."""
+        if self.state is State.READY:
+            self.state = State.DRAINING
+
+    async def close(self) -> int:
+        """Close the model. Returns how many calls are still running in threads, which nothing can stop."""
+        try:
+            await self._call_hook(self.model.close)
+        except Exception:
+            _log.exception("%s.close raised", type(self.model).__name__)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        return sum(not future.done() for future in self._running_threads)
+
+    async def _call_hook(self, hook: Callable[[], Awaitable[None] | None]) -> None:
+        """Call `load` or `close`: on the loop if it is async, else in a thread, so that health checks answer."""
+        if inspect.iscoroutinefunction(hook):
+            await hook()
+            return
+        result = await asyncio.get_running_loop().run_in_executor(self._threads, hook)
+        if result is not None:
+            await result
+
+    # ------------------------------------------------------------------------------------------------------ calls
+
+    async def predict(self, request: Request, arguments: Mapping[str, Any]) -> Any:
+        """Call a unary method. Raises CallError."""
+        signature = self._find(request.method, MethodKind.UNARY)
+        if not self.gate.try_enter():
+            await self.gate.enter()
+        REQUEST.set(request)
+        threaded = None
+        try:
+            bound = (
+                await self._bind(signature, arguments)
+                if signature.binds_slowly
+                else signature.bind(arguments)
+            )
+            function = getattr(self.model, signature.name)
+            if signature.is_async:
+                return await function(**bound)
+            threaded = self._submit(functools.partial(function, **bound))
+            return await asyncio.wrap_future(threaded)
+        except (Exception, asyncio.CancelledError) as error:
+            request.cancelled = True
+            _raise_as_call_error(error, request)
+        finally:
+            self._leave(threaded)
+
+    async def generate(self, request: Request, arguments: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """Call a server-streaming method and yield its items as they come. Raises CallError.
+
+        Closing the iteration, or cancelling the task that iterates, ends the author's generator.
+        """
+        signature = self._find(request.method, MethodKind.SERVER_STREAM)
+        async with self._admitted(request):
+            bound = await self._bind(signature, arguments)
+            async with aclosing(self._items(signature, bound)) as items:
+                async for item in items:
+                    yield item
+
+    async def stream(
+        self, request: Request, arguments: Mapping[str, Any], incoming: AsyncIterator[Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Call a bidirectional method: `incoming` are the decoded items of its streamed argument. As `generate`."""
+        signature = self._find(request.method, MethodKind.BIDIRECTIONAL)
+        async with self._admitted(request):
+            bound = await self._bind(signature, arguments)
+            checked = (signature.check_item(item) async for item in incoming)
+            async with aclosing(self._items(signature, bound, checked)) as items:
+                async for item in items:
+                    yield item
+
+    def _find(self, name: str, kind: MethodKind) -> Signature:
+        if self.state is not State.READY:
+            cure = "wait until the server is ready" if self.state is State.LOADING else ""
+            raise UnavailableError(f"the model is {self.state}", cure=cure, retry_after_s=1.0)
+        signature = self.signatures.get(name)
+        if signature is None:
+            raise MethodNotFoundError(name, list(self.signatures))
+        if signature.kind is not kind:
+            right = _RPC[signature.kind]
+            raise UnimplementedError(
+                f"'{name}' is a {signature.kind.replace('_', ' ')} method: it is called with {right}, not {_RPC[kind]}",
+                cure=f"call it with client.{right.lower()}(...)",
+            )
+        return signature
+
+    @asynccontextmanager
+    async def _admitted(self, request: Request) -> AsyncIterator[None]:
+        """Hold a place at the gate for the time of a stream, and turn what goes wrong into a CallError."""
+        await self.gate.enter()
+        REQUEST.set(request)
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            _raise_as_call_error(error, request)
+        finally:
+            request.cancelled = True  # over: a synchronous method that still runs can see it
+            self.gate.leave()
+
+    async def _bind(self, signature: Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the arguments; in a thread where that takes long (decoding images), so that streams flow on."""
+        if not signature.binds_slowly:
+            return signature.bind(arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, signature.bind, arguments)
+
+    def _items(
+        self, signature: Signature, bound: dict[str, Any], incoming: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
+        function = getattr(self.model, signature.name)
+        if signature.is_async:
+            return _iterate_on_loop(functools.partial(function, **bound, **_stream(signature, incoming)))
+        return self._iterate_in_thread(signature, functools.partial(function, **bound), incoming)
+
+    async def _iterate_in_thread(
+        self, signature: Signature, start: Callable[..., Any], incoming: AsyncIterator[Any] | None
+    ) -> AsyncGenerator[Any, None]:
+        loop = asyncio.get_running_loop()
+        stream = ThreadStream(loop)
+        source = LoopIterator(incoming, loop) if incoming is not None else None
+        thread = self._submit(
+            functools.partial(stream.run, functools.partial(start, **_stream(signature, source)))
+        )
+        try:
+            async for item in stream:
+                yield item
+        finally:
+            stream.cancel()
+            if source is not None:
+                source.cancel()
+            # The place at the gate is kept until the thread is free again: it cannot be taken from the author's code.
+            await asyncio.wait([asyncio.wrap_future(thread)])
+
+    def _submit(self, function: Callable[[], T]) -> "Future[T]":
+        """Run in a thread, in a copy of this task's context."""
+        future = self._threads.submit(contextvars.copy_context().run, function)
+        self._running_threads.add(future)
+        future.add_done_callback(self._running_threads.discard)
+        return future
+
+    def _leave(self, threaded: "Future[Any] | None") -> None:
+        """Give the place at the gate back; that of a thread which outlives its cancelled call when it ends."""
+        if threaded is None or threaded.done() or threaded.cancel():
+            self.gate.leave()
+            return
+        loop = asyncio.get_running_loop()
+        threaded.add_done_callback(lambda _: _call_on(loop, self.gate.leave))
+
+
+def _stream(signature: Signature, iterator: Any) -> dict[str, Any]:
+    return {signature.streamed: iterator} if signature.streamed else {}
+
+
+async def _iterate_on_loop(start: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+    """Iterate what an async method gives: an async generator, or a coroutine that returns an async iterator."""
+    items = start()
+    if inspect.iscoroutine(items):
+        items = await items
+    try:
+        async for item in items:
+            yield item
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(function)
+
+
+def _raise_as_call_error(error: BaseException, request: Request) -> NoReturn:
+    """Raise what the caller is told; a cancellation of the call itself stays one."""
+    task = asyncio.current_task()
+    own_cancellation = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+    if isinstance(error, CallError) or own_cancellation:
+        raise error
+    if isinstance(error, ModelkitError):
+        raise InternalError(error.message, cure=error.cure) from error
+    detail = f": {error}" if str(error) else ""
+    raise InternalError(f"method '{request.method}' raised {type(error).__name__}{detail}") from error
