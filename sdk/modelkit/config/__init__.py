@@ -1,6 +1,7 @@
 """config.yaml: its schema, the loader that finds every problem at once, and the JSON Schema for editors."""
 
-from modelkit.config.loader import check_config, find_config, load_config
+from modelkit.config.folder import find_config, find_model_file
+from modelkit.config.loader import check_config, load_config
 from modelkit.config.models import (
     BuildConfig,
     CheckpointConfig,
@@ -29,5 +30,6 @@ __all__ = [
     "ServerConfig",
     "check_config",
     "find_config",
+    "find_model_file",
     "load_config",
 ]

@@ -77,12 +77,16 @@ class ModelConfig(Section):
         max_length=64,
         examples=["tiny-chat"],
     )
-    name: _Text | None = Field(None, description="Name for people, where it differs from the id.")
-    description: str = Field("", description="What the model does, in a sentence or two.")
-    notes: str = Field("", description="Anything else worth knowing; shown nowhere but here.")
-    user_id: _Text | None = Field(None, description="Owner, for clients that speak Clarifai's protocol.")
-    app_id: _Text = Field("main", description="App, for clients that speak Clarifai's protocol.")
-    model_type_id: _Text = Field("any-to-any", description="Model type, for clients that speak Clarifai's protocol.")
+    name: _Text | None = Field(default=None, description="Name for people, where it differs from the id.")
+    description: str = Field(default="", description="What the model does, in a sentence or two.")
+    notes: str = Field(default="", description="Anything else worth knowing; shown nowhere but here.")
+    user_id: _Text | None = Field(
+        default=None, description="Owner, for clients that speak Clarifai's protocol."
+    )
+    app_id: _Text = Field(default="main", description="App, for clients that speak Clarifai's protocol.")
+    model_type_id: _Text = Field(
+        default="any-to-any", description="Model type, for clients that speak Clarifai's protocol."
+    )
 
 
 class EngineConfig(Section):
@@ -93,27 +97,32 @@ class EngineConfig(Section):
         "or one accelerator. openai: a server that is already running. echo: answers with its prompt, for tests."
     )
     max_model_len: int | None = Field(
-        None, ge=1, description="Most tokens of prompt and answer together. Default: what the checkpoint says."
+        default=None,
+        ge=1,
+        description="Most tokens of prompt and answer together. Default: what the checkpoint says.",
     )
     tensor_parallel_size: int | None = Field(
-        None, ge=1, description="Accelerators that share each layer. Default: compute.num_accelerators."
+        default=None,
+        ge=1,
+        description="Accelerators that share each layer. Default: compute.num_accelerators.",
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        "auto", description="Number format of the weights in memory; auto takes the checkpoint's."
+        default="auto", description="Number format of the weights in memory; auto takes the checkpoint's."
     )
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Share of each accelerator's memory that the engine may take."
+        default=None, gt=0, le=1, description="Share of each accelerator's memory that the engine may take."
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the checkpoint. Only for checkpoints you trust."
+        default=False,
+        description="Run Python code that comes with the checkpoint. Only for checkpoints you trust.",
     )
     python: _Text | None = Field(
-        None,
+        default=None,
         description="Python interpreter that has the engine installed. Default: the one that runs modelkit.",
         examples=["/opt/vllm/bin/python"],
     )
     start_timeout_s: Duration = Field(
-        1800.0,
+        default=1800.0,
         gt=0,
         validation_alias="start_timeout",
         description="How long the engine may take until it answers. Default: 30m.",
@@ -129,34 +138,45 @@ class ComputeConfig(Section):
     """What one replica needs."""
 
     cpu_limit_cores: Cpu | None = Field(
-        None, gt=0, validation_alias="cpu_limit", description='CPU cores, such as "4" or 500m. Default: no limit.'
+        default=None,
+        gt=0,
+        validation_alias="cpu_limit",
+        description='CPU cores, such as "4" or 500m. Default: no limit.',
     )
     cpu_memory_bytes: Memory | None = Field(
-        None, ge=_MIB, validation_alias="cpu_memory", description="Main memory, such as 16Gi. Default: no limit."
+        default=None,
+        ge=_MIB,
+        validation_alias="cpu_memory",
+        description="Main memory, such as 16Gi. Default: no limit.",
     )
     cpu_request_cores: Cpu | None = Field(
-        None, gt=0, validation_alias="cpu_requests", description="CPU cores to reserve. Default: cpu_limit."
+        default=None,
+        gt=0,
+        validation_alias="cpu_requests",
+        description="CPU cores to reserve. Default: cpu_limit.",
     )
     cpu_memory_request_bytes: Memory | None = Field(
-        None,
+        default=None,
         ge=_MIB,
         validation_alias="cpu_memory_requests",
         description="Main memory to reserve. Default: cpu_memory.",
     )
-    num_accelerators: int = Field(0, ge=0, le=1024, description="Accelerators (GPUs) per replica; 0 runs on the CPU.")
+    num_accelerators: int = Field(
+        default=0, ge=0, le=1024, description="Accelerators (GPUs) per replica; 0 runs on the CPU."
+    )
     accelerator_type: _Texts = Field(
-        (),
+        default=(),
         description="Kinds that will do, best first; * stands for anything. Empty: any kind.",
         examples=[["NVIDIA-H200", "NVIDIA-*"]],
     )
     accelerator_memory_bytes: Memory | None = Field(
-        None,
+        default=None,
         ge=_MIB,
         validation_alias="accelerator_memory",
         description="Least memory of each accelerator, such as 80Gi.",
     )
     instance: _Text | None = Field(
-        None,
+        default=None,
         description="Machine type of a cloud; fills in whatever of the keys above is not given.",
         examples=["g5.xlarge"],
     )
@@ -165,34 +185,39 @@ class ComputeConfig(Section):
 class CheckpointConfig(Section):
     """Where the weights, the tokenizer and their config come from."""
 
-    type: Literal["huggingface", "s3", "oci", "local"] = Field(description="Kind of place the checkpoint is in.")
+    type: Literal["huggingface", "s3", "oci", "local"] = Field(
+        description="Kind of place the checkpoint is in."
+    )
     repo_id: _Text | None = Field(
-        None,
+        default=None,
         description="huggingface: the repository, such as Qwen/Qwen2-7B-Instruct. oci: registry/repository.",
         examples=["Qwen/Qwen2-7B-Instruct"],
     )
     path: _Text | None = Field(
-        None,
+        default=None,
         description="local: a folder, relative to the model folder. s3: s3://bucket/prefix.",
         examples=["checkpoint"],
     )
     revision: _Text | None = Field(
-        None, description="Branch, tag or commit. It is pinned to a commit in modelkit.lock. Default: main."
+        default=None,
+        description="Branch, tag or commit. It is pinned to a commit in modelkit.lock. Default: main.",
     )
     when: Literal["runtime", "build", "upload"] = Field(
-        "runtime",
+        default="runtime",
         description="When the files are fetched: as a replica starts, into the image as it is built, or at upload.",
     )
     token_env: _EnvVar | None = Field(
-        None,
+        default=None,
         description="Environment variable that holds the access token; never the token itself.",
         examples=["HF_TOKEN"],
     )
     allowed_file_patterns: _Texts = Field(
-        (), description="Fetch only files that match one of these. Empty: all files.", examples=[["*.safetensors"]]
+        default=(),
+        description="Fetch only files that match one of these. Empty: all files.",
+        examples=[["*.safetensors"]],
     )
     ignored_file_patterns: _Texts = Field(
-        (), description="Leave out files that match one of these.", examples=[["original/*", "*.pth"]]
+        default=(), description="Leave out files that match one of these.", examples=[["original/*", "*.pth"]]
     )
 
 
@@ -200,16 +225,20 @@ class BuildConfig(Section):
     """How the image is built."""
 
     python_version: Literal["3.11", "3.12", "3.13", "3.14"] = Field(
-        "3.12", description='Python in the image. Quote it: YAML reads 3.10 as the number 3.1. Default: "3.12".'
+        default="3.12",
+        description='Python in the image. Quote it: YAML reads 3.10 as the number 3.1. Default: "3.12".',
     )
     image: _Text | None = Field(
-        None, description="Base image. Default: the engine's pinned image, or python:<python_version>-slim."
+        default=None,
+        description="Base image. Default: the engine's pinned image, or python:<python_version>-slim.",
     )
     platform: _Text | None = Field(
-        None, description="Platform to build for, such as linux/amd64. Default: this machine's.", examples=["linux/amd64"]
+        default=None,
+        description="Platform to build for, such as linux/amd64. Default: this machine's.",
+        examples=["linux/amd64"],
     )
     system_packages: _Texts = Field(
-        (), description="Debian packages to install in the image.", examples=[["ffmpeg", "libgl1"]]
+        default=(), description="Debian packages to install in the image.", examples=[["ffmpeg", "libgl1"]]
     )
 
 
@@ -218,14 +247,15 @@ def _default_min_replicas(data: dict[str, Any]) -> int:
 
 
 def _default_max_replicas(data: dict[str, Any]) -> int:
-    return max(1, data.get("min_replicas", 1))
+    return max(1, int(data.get("min_replicas", 1)))
 
 
 class DeploymentConfig(Section):
     """How many replicas run, and when there are more of them."""
 
     mode: Literal["dedicated", "serverless"] = Field(
-        "dedicated", description="dedicated: at least one replica always runs. serverless: none may run while idle."
+        default="dedicated",
+        description="dedicated: at least one replica always runs. serverless: none may run while idle.",
     )
     min_replicas: int = Field(
         default_factory=_default_min_replicas,
@@ -237,9 +267,11 @@ class DeploymentConfig(Section):
         ge=1,
         description="Most replicas at the same time. Default: min_replicas, or 1 where that is 0.",
     )
-    target_concurrency: int = Field(32, ge=1, description="Calls in progress per replica that autoscaling aims at.")
+    target_concurrency: int = Field(
+        default=32, ge=1, description="Calls in progress per replica that autoscaling aims at."
+    )
     scale_to_zero_after_s: Duration | None = Field(
-        None,
+        default=None,
         gt=0,
         validation_alias="scale_to_zero_after",
         description="serverless: idle time after which the last replica ends. Default: the platform's.",
@@ -249,16 +281,20 @@ class DeploymentConfig(Section):
 class ServerConfig(Section):
     """Limits of the server in each replica."""
 
-    max_concurrency: int = Field(128, ge=1, description="Calls in progress at the same time; further ones wait.")
-    max_queue: int = Field(1024, ge=0, description="Calls that may wait; further ones get RESOURCE_EXHAUSTED at once.")
+    max_concurrency: int = Field(
+        default=128, ge=1, description="Calls in progress at the same time; further ones wait."
+    )
+    max_queue: int = Field(
+        default=1024, ge=0, description="Calls that may wait; further ones get RESOURCE_EXHAUSTED at once."
+    )
     max_message_bytes: Memory = Field(
-        64 * _MIB,
+        default=64 * _MIB,
         ge=1024,
-        le=2**31 - 1,
-        description="Largest message that is received or sent, such as 64Mi. Default: 64Mi; gRPC's limit is 2Gi - 1.",
+        le=1024 * _MIB,
+        description="Largest message that is received or sent, such as 64Mi; at most 1Gi. Default: 64Mi.",
     )
     drain_timeout_s: Duration = Field(
-        30.0,
+        default=30.0,
         ge=0,
         validation_alias="drain_timeout",
         description="How long calls in progress may go on after the server was told to stop. Default: 30s.",
@@ -268,17 +304,23 @@ class ServerConfig(Section):
 class SecretConfig(Section):
     """A secret the model needs, by the name of its environment variable; never its value."""
 
-    env_var: _EnvVar = Field(description="Environment variable that holds the secret.", examples=["OPENAI_API_KEY"])
-    id: _Text | None = Field(None, description="Name of the secret where it is stored. Default: env_var.")
-    type: Literal["env"] = Field("env", description="How the model gets it: as an environment variable.")
-    description: str = Field("", description="What it is for.")
+    env_var: _EnvVar = Field(
+        description="Environment variable that holds the secret.", examples=["OPENAI_API_KEY"]
+    )
+    id: _Text | None = Field(
+        default=None, description="Name of the secret where it is stored. Default: env_var."
+    )
+    type: Literal["env"] = Field(
+        default="env", description="How the model gets it: as an environment variable."
+    )
+    description: str = Field(default="", description="What it is for.")
 
 
 class ConceptConfig(Section):
     """One label that a classifier can answer with."""
 
     id: _Text = Field(description="Id of the label.")
-    name: _Text | None = Field(None, description="Name for people. Default: the id.")
+    name: _Text | None = Field(default=None, description="Name for people. Default: the id.")
 
 
 class Config(Section):
@@ -286,18 +328,18 @@ class Config(Section):
 
     model: ModelConfig = Field(description="What the model is called.")
     engine: EngineConfig | None = Field(
-        None, description="The engine that runs a language model. Absent for a plain Python model."
+        default=None, description="The engine that runs a language model. Absent for a plain Python model."
     )
-    compute: ComputeConfig = Field(default_factory=ComputeConfig, description="What one replica needs.")
+    compute: ComputeConfig = Field(default=ComputeConfig(), description="What one replica needs.")
     checkpoints: CheckpointConfig | None = Field(
-        None, description="Where the weights come from. Absent where the model needs none."
+        default=None, description="Where the weights come from. Absent where the model needs none."
     )
-    build: BuildConfig = Field(default_factory=BuildConfig, description="How the image is built.")
-    deployment: DeploymentConfig = Field(default_factory=DeploymentConfig, description="How many replicas run.")
-    server: ServerConfig = Field(default_factory=ServerConfig, description="Limits of the server in each replica.")
+    build: BuildConfig = Field(default=BuildConfig(), description="How the image is built.")
+    deployment: DeploymentConfig = Field(default=DeploymentConfig(), description="How many replicas run.")
+    server: ServerConfig = Field(default=ServerConfig(), description="Limits of the server in each replica.")
     secrets: Annotated[tuple[SecretConfig, ...], Field(strict=False)] = Field(
-        (), description="Secrets the model needs, by environment variable."
+        default=(), description="Secrets the model needs, by environment variable."
     )
     concepts: Annotated[tuple[ConceptConfig, ...], Field(strict=False)] = Field(
-        (), description="Labels that a classifier can answer with."
+        default=(), description="Labels that a classifier can answer with."
     )

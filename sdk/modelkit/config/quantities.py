@@ -55,12 +55,14 @@ def parse_duration(text: str) -> float | None:
 def _memory(value: Any) -> Any:
     if isinstance(value, str):
         num_bytes = parse_memory(value)
-        return _known(num_bytes, value, "an amount of memory", "write a number and a unit, such as 16Gi or 500M")
+        return _known(
+            num_bytes, value, "an amount of memory", "write a number and a unit, such as 16Gi or 500M"
+        )
     return _number(value, "an amount of memory", "write a number and a unit, such as 16Gi or 500M")
 
 
 def _cpu(value: Any) -> Any:
-    cure = "write cores such as \"4\" or 0.5, or thousandths such as 500m"
+    cure = 'write cores such as "4" or 0.5, or thousandths such as 500m'
     if isinstance(value, str):
         return _known(parse_cpu(value), value, "a number of CPU cores", cure)
     return _number(value, "a number of CPU cores", cure)
@@ -72,7 +74,9 @@ def _duration(value: Any, info: ValidationInfo) -> Any:
         return _known(parse_duration(value), value, "a duration", cure)
     number = _number(value, "a duration", cure)
     if info.context == FROM_FILE:
-        raise _problem(f"{value} is a duration without a unit", f"write the unit, such as {value}s or {value}m")
+        raise _problem(
+            f"{value} is a duration without a unit", f"write the unit, such as {value}s or {value}m"
+        )
     return number
 
 

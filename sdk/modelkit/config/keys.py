@@ -1,0 +1,85 @@
+"""Which keys exist where, read from the models: for suggestions, rules and docs."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from modelkit.config.clarifai import HAS_NO_EFFECT, MOVED
+from modelkit.config.models import Config, Section
+from modelkit.config.tree import Path, format_path
+from modelkit.errors import closest
+
+__all__ = ["field_at", "nearest_key", "section_of", "suggest_key"]
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """Return the section that a field holds, be it optional or in a list."""
+    return _section_in(field.annotation)
+
+
+def field_at(path: Path) -> FieldInfo | None:
+    """Return the field that describes the value at a path; None inside `args`, or where no such key exists."""
+    section: type[Section] | None = Config
+    field: FieldInfo | None = None
+    for step in path:
+        if isinstance(step, int):
+            continue
+        attribute = section.yaml_keys().get(step) if section is not None else None
+        if section is None or attribute is None:
+            return None
+        field = section.model_fields[attribute]
+        section = section_of(field)
+    return field
+
+
+def suggest_key(path: Path) -> str:
+    """Return the cure for an unknown key: where it belongs, the nearest valid name, or the names there are."""
+    *parent, name = path
+    here = tuple(step for step in parent if isinstance(step, str))
+    homes = sorted(section for section, keys in _sections().items() if str(name) in keys and section != here)
+    if homes:
+        return f"'{name}' belongs {' or '.join(_describe(home) for home in homes)}"
+    names = _sections().get(here, ())
+    guess = nearest_key(path)
+    if guess is not None:
+        return f"did you mean '{guess}'?"
+    for section, keys in _sections().items():
+        guess = closest(str(name), keys) if section != here else None
+        if guess is not None:
+            return f"did you mean '{guess}' {_describe(section)}?"
+    return f"the keys here are: {', '.join(names)}"
+
+
+def nearest_key(path: Path) -> str | None:
+    """Return the valid key most like an unknown one, in the same section."""
+    here = tuple(step for step in path[:-1] if isinstance(step, str))
+    return closest(str(path[-1]), _sections().get(here, ()))
+
+
+def _describe(section: tuple[str, ...]) -> str:
+    return f"under '{format_path(section)}'" if section else "at the top level"
+
+
+@cache
+def _sections() -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return the keys of every section by its path, Clarifai's spellings last."""
+    sections = {path: list(section.yaml_keys()) for path, section in _walk((), Config)}
+    for *parent, name in [*MOVED, *HAS_NO_EFFECT]:
+        sections[tuple(parent)].append(name)
+    return {path: tuple(keys) for path, keys in sections.items()}
+
+
+def _walk(path: tuple[str, ...], section: type[Section]) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    yield path, section
+    for key, attribute in section.yaml_keys().items():
+        below = section_of(section.model_fields[attribute])
+        if below is not None:
+            yield from _walk((*path, key), below)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if get_origin(annotation) is None and isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,268 @@
+"""Rules that look at more than one key. Each is a generator of findings about a config whose single values are valid."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from modelkit.config.models import CheckpointConfig, Config, EngineConfig
+from modelkit.config.tree import Path as TreePath
+
+__all__ = ["RULES", "Finding", "Subject"]
+
+ACCELERATOR_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
+WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
+
+# What Hugging Face's tokens look like; such a text is never the name of a variable.
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule has found: `at` is the key to point at, `because_of` are the other keys it rests on."""
+
+    at: TreePath
+    message: str
+    cure: str
+    because_of: tuple[TreePath, ...] = ()
+    severity: Literal["error", "warning"] = "error"
+
+
+class Subject(NamedTuple):
+    """What a rule looks at."""
+
+    config: Config
+    model_dir: Path
+
+
+def engine_has_accelerators(subject: Subject) -> Iterator[Finding]:
+    """Engines that live on accelerators get some; engines that cannot use any get none."""
+    engine, num = subject.config.engine, subject.config.compute.num_accelerators
+    if engine is None:
+        return
+    at: TreePath = ("compute", "num_accelerators")
+    if engine.name in ACCELERATOR_ENGINES and num == 0:
+        yield Finding(
+            ("engine", "name"),
+            f"{engine.name} runs on accelerators, and compute.num_accelerators is 0",
+            "set compute.num_accelerators to 1 or more, unless this build of it runs on a CPU",
+            (at,),
+            "warning",
+        )
+    if engine.name in WEIGHTLESS_ENGINES and num > 0:
+        yield Finding(
+            at,
+            f"the engine '{engine.name}' uses no accelerators, and compute asks for {num}",
+            "remove num_accelerators, or choose another engine",
+            (("engine", "name"),),
+        )
+
+
+def accelerators_are_counted(subject: Subject) -> Iterator[Finding]:
+    """A kind or a size of accelerators says nothing without their number."""
+    compute = subject.config.compute
+    if "num_accelerators" in compute.model_fields_set:
+        return
+    for key, is_set in (
+        ("accelerator_type", bool(compute.accelerator_type)),
+        ("accelerator_memory", compute.accelerator_memory_bytes is not None),
+    ):
+        if is_set:
+            at: TreePath = ("compute", key)
+            cure = "add 'num_accelerators: 1' below 'compute'"
+            yield Finding(
+                at,
+                f"compute.{key} has no effect without num_accelerators",
+                cure,
+                (("compute", "num_accelerators"),),
+            )
+
+
+def tensor_parallel_fits(subject: Subject) -> Iterator[Finding]:
+    """A model is not spread over more accelerators than a replica has."""
+    engine, num = subject.config.engine, subject.config.compute.num_accelerators
+    size = engine.tensor_parallel_size if engine is not None else None
+    if size is not None and size > max(num, 1):
+        yield Finding(
+            ("engine", "tensor_parallel_size"),
+            f"engine.tensor_parallel_size is {size}, and a replica has {num} accelerators (compute.num_accelerators)",
+            f"set compute.num_accelerators to {size}, or lower tensor_parallel_size",
+            (("compute", "num_accelerators"),),
+        )
+
+
+def args_do_not_repeat(subject: Subject) -> Iterator[Finding]:
+    """An option that has a key of its own is not passed on a second time."""
+    engine = subject.config.engine
+    if engine is None:
+        return
+    own = set(EngineConfig.yaml_keys()) - {"args"}
+    for key in engine.args:
+        name = key.lstrip("-").replace("-", "_")
+        if name in own:
+            cure = f"move it up: write '{name}' below 'engine'"
+            yield Finding(("engine", "args", key), f"'{key}' has a key of its own in 'engine'", cure)
+
+
+def engine_has_weights(subject: Subject) -> Iterator[Finding]:
+    """An engine that runs weights is told where they are."""
+    engine = subject.config.engine
+    if engine is None or engine.name in WEIGHTLESS_ENGINES or subject.config.checkpoints is not None:
+        return
+    yield Finding(
+        ("engine", "name"),
+        f"the engine '{engine.name}' runs a checkpoint, and there is no 'checkpoints' section",
+        "add 'checkpoints:' with 'type: huggingface' and 'repo_id: org/name' below it",
+        (("checkpoints",),),
+    )
+
+
+def checkpoint_is_located(subject: Subject) -> Iterator[Finding]:
+    """`repo_id` or `path`, whichever the type asks for, and not the other one."""
+    checkpoints = subject.config.checkpoints
+    if checkpoints is None:
+        return
+    needed, other = _location_keys(checkpoints)
+    if getattr(checkpoints, needed) is None:
+        example = _LOCATION_EXAMPLES[checkpoints.type]
+        message = f"a checkpoint of type {checkpoints.type} needs '{needed}'"
+        yield Finding(
+            ("checkpoints", "type"), message, f"add '{needed}: {example}'", (("checkpoints", needed),)
+        )
+    if getattr(checkpoints, other) is not None:
+        message = f"checkpoints.{other} has no meaning for the type {checkpoints.type}"
+        cure = f"remove it; where the checkpoint is goes into '{needed}'"
+        yield Finding(("checkpoints", other), message, cure, (("checkpoints", "type"),))
+
+
+_LOCATION_EXAMPLES = {
+    "huggingface": "org/name",
+    "oci": "registry.example.com/models/name",
+    "local": "checkpoint",
+    "s3": "s3://bucket/prefix",
+}
+
+
+def _location_keys(checkpoints: CheckpointConfig) -> tuple[str, str]:
+    """Return the key that says where a checkpoint is, and the one that does not."""
+    return ("repo_id", "path") if checkpoints.type in {"huggingface", "oci"} else ("path", "repo_id")
+
+
+def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
+    """The location looks like what its type stands for, and a local folder is there."""
+    checkpoints = subject.config.checkpoints
+    if checkpoints is None:
+        return
+    about_type = (("checkpoints", "type"),)
+    repo_id, path = checkpoints.repo_id, checkpoints.path
+    if (
+        checkpoints.type == "huggingface"
+        and repo_id
+        and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id, re.ASCII)
+    ):
+        cure = "write it as on the Hub: org/name; for a folder use 'type: local' and 'path'"
+        yield Finding(("checkpoints", "repo_id"), f"'{repo_id}' is no repository id", cure, about_type)
+    if checkpoints.type == "s3" and path and not re.match(r"s3://[^/]", path):
+        yield Finding(
+            ("checkpoints", "path"), f"'{path}' is no S3 address", "write s3://bucket/prefix", about_type
+        )
+    if checkpoints.type == "local" and path and not _is_dir(subject.model_dir / path):
+        cure = "put the files there before serving; the path is relative to the model folder"
+        yield Finding(
+            ("checkpoints", "path"), f"there is no folder '{path}' yet", cure, about_type, "warning"
+        )
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a path that the system refuses, such as one that is too long
+        return False
+
+
+def token_is_named(subject: Subject) -> Iterator[Finding]:
+    """`token_env` holds a variable's name; people paste the token."""
+    checkpoints = subject.config.checkpoints
+    if checkpoints is not None and checkpoints.token_env and _TOKEN.fullmatch(checkpoints.token_env):
+        yield Finding(
+            ("checkpoints", "token_env"),
+            "checkpoints.token_env is the name of an environment variable, and this looks like a token itself",
+            "export it as HF_TOKEN and write 'token_env: HF_TOKEN' here; revoke a token that was shared",
+        )
+
+
+def replicas_are_ordered(subject: Subject) -> Iterator[Finding]:
+    """min_replicas <= max_replicas, and the bounds fit the mode."""
+    deployment = subject.config.deployment
+    low, high = deployment.min_replicas, deployment.max_replicas
+    at: TreePath = ("deployment", "min_replicas")
+    mode: TreePath = ("deployment", "mode")
+    if low > high:
+        message = f"deployment.min_replicas is {low}, more than max_replicas, which is {high}"
+        yield Finding(at, message, f"set max_replicas to {low} or more", (("deployment", "max_replicas"),))
+    if deployment.mode == "dedicated" and low == 0:
+        cure = "write 'mode: serverless', or set min_replicas to 1 or more"
+        yield Finding(
+            at, "a dedicated deployment always runs a replica, and min_replicas is 0", cure, (mode,)
+        )
+
+
+def scaling_to_zero_can_happen(subject: Subject) -> Iterator[Finding]:
+    """`scale_to_zero_after` needs a deployment that may scale to zero."""
+    deployment = subject.config.deployment
+    if deployment.scale_to_zero_after_s is not None and deployment.min_replicas > 0:
+        yield Finding(
+            ("deployment", "scale_to_zero_after"),
+            f"scale_to_zero_after has no effect: at least {deployment.min_replicas} replicas always run",
+            "write 'mode: serverless' and leave min_replicas out, or remove scale_to_zero_after",
+            (("deployment", "mode"), ("deployment", "min_replicas")),
+            "warning",
+        )
+
+
+def target_is_reachable(subject: Subject) -> Iterator[Finding]:
+    """Autoscaling aims at a number of calls that the server lets in."""
+    if "target_concurrency" not in subject.config.deployment.model_fields_set:
+        return
+    target, limit = subject.config.deployment.target_concurrency, subject.config.server.max_concurrency
+    if target > limit:
+        yield Finding(
+            ("deployment", "target_concurrency"),
+            f"target_concurrency is {target}, and a replica works on {limit} calls at most (server.max_concurrency)",
+            "lower target_concurrency, or raise server.max_concurrency",
+            (("server", "max_concurrency"),),
+            "warning",
+        )
+
+
+def secrets_are_distinct(subject: Subject) -> Iterator[Finding]:
+    """No environment variable is named twice."""
+    counts = Counter[str]()
+    for index, secret in enumerate(subject.config.secrets):
+        counts[secret.env_var] += 1
+        if counts[secret.env_var] == 2:  # noqa: PLR2004 - the first repetition
+            yield Finding(
+                ("secrets", index, "env_var"),
+                f"the secret {secret.env_var} is named twice",
+                "remove one of the two",
+            )
+
+
+Rule = Callable[[Subject], Iterator[Finding]]
+
+RULES: tuple[Rule, ...] = (
+    engine_has_accelerators,
+    accelerators_are_counted,
+    tensor_parallel_fits,
+    args_do_not_repeat,
+    engine_has_weights,
+    checkpoint_is_located,
+    checkpoint_location_is_well_formed,
+    token_is_named,
+    replicas_are_ordered,
+    scaling_to_zero_can_happen,
+    target_is_reachable,
+    secrets_are_distinct,
+)
