@@ -30,7 +30,7 @@ types: $(DEV) ## mypy, strict
 	$(BIN)/mypy scripts
 
 imports: $(DEV) ## imports point one way (import-linter)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 protos-check: $(DEV) ## proto/ is clean and the generated stubs are fresh
 	cd proto && ../$(BIN)/buf lint

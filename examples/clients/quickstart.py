@@ -11,8 +11,8 @@ from modelkit import Client, InvalidArgumentError
 
 def main(address: str | None = None) -> None:
     with Client(address) as client:
-        # The server describes its methods; names, types and limits are known here.
-        print(client.methods.greet)
+        # The server describes its methods: names, types and limits are known here.
+        print(client.methods, end="\n\n")
 
         print(client.methods.greet(name="Ada"))
 

@@ -1,9 +1,11 @@
 """Every example for real: the model served on loopback, the client programs as processes of their own."""
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,18 +13,28 @@ from modelkit.testing import run_server
 from PIL import Image, ImageDraw
 
 from modelkit import AsyncClient, Client, InvalidArgumentError
+from modelkit.config import load_config
+from modelkit.model.importing import import_model_class
 from paths import EXAMPLES, load_file
 
 
-@pytest.fixture(scope="module")
-def hello() -> Iterator[str]:
-    with run_server(EXAMPLES / "hello") as server:
+@contextmanager
+def served(example: str) -> Iterator[str]:
+    folder = EXAMPLES / example
+    config = load_config(folder / "config.yaml")
+    with run_server(import_model_class(folder), config=config, model_dir=folder) as server:
         yield server.address
 
 
 @pytest.fixture(scope="module")
+def hello() -> Iterator[str]:
+    with served("hello") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def classifier() -> Iterator[Client]:
-    with run_server(EXAMPLES / "image-classifier") as server, Client(server.address) as client:
+    with served("image-classifier") as address, Client(address) as client:
         yield client
 
 
@@ -35,12 +47,13 @@ def output_of(program: str, address: str) -> str:
 
 
 def test_quickstart(hello):
-    signature, greeting, introduction, refusal = output_of("quickstart", hello).splitlines()
-    assert signature.startswith("greet(name: str")
+    methods, _, calls = output_of("quickstart", hello).partition("\n\n")
+    assert "greet(name: str = 'world' [length 1..40]) -> str" in methods
+    greeting, introduction, refusal = calls.splitlines()
     assert greeting == "Hello, Ada!"
     assert introduction == "{'en': 'Hello, Ada!', 'fr': 'Bonjour, Ada!'}"
     assert refusal.startswith("refused: ")
-    assert "40" in refusal
+    assert "40 characters" in refusal
 
 
 def test_streaming(hello):
@@ -69,18 +82,12 @@ async def test_hello_answers_each_line_before_the_next_is_sent(hello):
             assert len(heard) == number
             yield f"line {number}"
             while len(heard) == number:
-                await pause()
+                await asyncio.sleep(0.001)
 
     async with AsyncClient(hello) as client:
         async for answer in client.stream(one_at_a_time()):
             heard.append(answer)
     assert heard == ["you said: line 0", "you said: line 1", "you said: line 2"]
-
-
-async def pause() -> None:
-    import asyncio
-
-    await asyncio.sleep(0.001)
 
 
 def test_the_classifier_names_pictures_it_has_never_seen(classifier):
