@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from modelkit.testing import run_server
 from PIL import Image, ImageDraw
 
 from modelkit import AsyncClient, Client, InvalidArgumentError
 from modelkit.config import load_config
 from modelkit.model.importing import import_model_class
+from modelkit.testing import run_server
 from paths import EXAMPLES, load_file
 
 

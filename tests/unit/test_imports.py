@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from modelkit.cli.app import VERBS
+
 HEAVY = {
     "docker",
     "google",
@@ -55,9 +57,14 @@ def test_importing_modelkit_loads_nothing_else():
     assert third_party == {"modelkit"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["serve", "--help"], ["predict", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["-h"]])
 def test_help_loads_nothing_heavy(arguments):
-    assert loaded_by(run_cli(*arguments)) & (HEAVY | {"pydantic"}) == set()
+    assert loaded_by(run_cli(*arguments)) & (HEAVY | {"pydantic", "rich", "yaml"}) == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_loads_no_engine(verb):
+    assert loaded_by(run_cli(verb, "--help")) & (HEAVY - {"google", "grpc"}) == set()
 
 
 def test_the_client_loads_no_engine_and_no_server():
