@@ -11,7 +11,7 @@ from modelkit.model.request import REQUEST, Request, Usage, current_request
 
 if TYPE_CHECKING:
     from modelkit.model.base import Model, ModelContext, method
-    from modelkit.model.importing import check_model, find_model_file, import_model_class, read_signatures
+    from modelkit.model.importing import check_model, import_model_class, read_signatures
     from modelkit.model.signature import MethodKind, Signature, SignatureError, describe_type
     from modelkit.model.types import ArgumentSpec, Limits, TypeKind, TypeSpec
 
@@ -27,7 +27,6 @@ _HOME_OF = {
     "TypeSpec": "types",
     "check_model": "importing",
     "describe_type": "signature",
-    "find_model_file": "importing",
     "import_model_class": "importing",
     "method": "base",
     "read_signatures": "importing",
@@ -52,7 +51,6 @@ __all__ = [
     "check_model",
     "current_request",
     "describe_type",
-    "find_model_file",
     "import_model_class",
     "method",
     "read_signatures",

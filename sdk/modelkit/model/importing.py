@@ -8,29 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from modelkit.config import find_model_file
 from modelkit.errors import ConfigError, Problem
 from modelkit.model.base import Model
 from modelkit.model.signature import Signature, SignatureError, method_names, read_signature
 from modelkit.model.source import SourceFile
 
-__all__ = ["check_model", "find_model_file", "import_model_class", "read_signatures"]
+__all__ = ["check_model", "import_model_class", "read_signatures"]
 
 _RESERVED = {"load", "close", "config", "context", "model_dir", "checkpoint_dir", "request", "report_usage"}
-
-
-def find_model_file(model_dir: Path) -> Path:
-    """Return `model.py`, or `1/model.py` as Clarifai lays it out. Raises ConfigError when neither is there."""
-    candidates = (model_dir / "model.py", model_dir / "1" / "model.py")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    name = model_dir.resolve().name
-    problem = Problem(
-        "the model folder has no model.py",
-        f"write one with a subclass of modelkit.Model, or start from a template: modelkit init {name} --force",
-        candidates[0],
-    )
-    raise ConfigError([problem])
 
 
 def import_model_class(model_dir: Path) -> type[Model]:
@@ -39,9 +25,8 @@ def import_model_class(model_dir: Path) -> type[Model]:
     The folder of the file is put on `sys.path`, so that model.py can import its neighbours. Raises ConfigError for a
     missing file, broken Python, an import that fails, or no class or several to choose from.
     """
-    source = _read(find_model_file(model_dir))
-    module = _import(source)
-    return _find_class(source, module)
+    source = _read(model_dir)
+    return _find_class(source, _import(source))
 
 
 def read_signatures(model_class: type[Model]) -> Mapping[str, Signature]:
@@ -55,8 +40,7 @@ def check_model(model_dir: Path) -> list[Problem]:
         model_class = import_model_class(model_dir)
     except ConfigError as error:
         return list(error.problems)
-    source = _read(find_model_file(model_dir))
-    return _check_methods(source, model_class)
+    return _check_methods(_read(model_dir), model_class)
 
 
 def _check_methods(source: SourceFile, model_class: type[Model]) -> list[Problem]:
@@ -82,7 +66,11 @@ def _check_methods(source: SourceFile, model_class: type[Model]) -> list[Problem
     return problems
 
 
-def _read(path: Path) -> SourceFile:
+def _read(model_dir: Path) -> SourceFile:
+    path = find_model_file(model_dir)
+    if path is None:
+        cure = f"write one with a subclass of modelkit.Model; `modelkit init {model_dir.resolve().name}` shows how"
+        raise ConfigError([Problem("the model folder has no model.py", cure, model_dir / "model.py")])
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -27,11 +27,11 @@ class SourceFile:
 
     def problem(self, message: str, cure: str, node: ast.AST | None = None) -> Problem:
         """Return a problem at a node; without one, a problem of the whole file."""
-        if node is None or not hasattr(node, "lineno"):
+        if node is None:
             return Problem(message, cure, self.path)
-        return self.problem_at(
-            message, cure, node.lineno, self._column(node.lineno, node.col_offset), self._end(node)
-        )
+        line: int = getattr(node, "lineno", 1)
+        column = self._column(line, getattr(node, "col_offset", 0))
+        return self.problem_at(message, cure, line, column, self._end(node))
 
     def problem_at(
         self, message: str, cure: str, line: int, column: int | None = None, end_column: int | None = None

@@ -4,19 +4,16 @@ from typing import Any
 
 from modelkit.codec import encode
 from modelkit.inference.v1 import inference_pb2 as pb
-from modelkit.model import REQUIRED, ArgumentSpec, Limits, MethodKind, Signature, TypeKind, TypeSpec
+from modelkit.model import REQUIRED, ArgumentSpec, Limits, Signature, TypeSpec
 
 __all__ = ["describe_signature"]
-
-_METHOD_KINDS = {kind: pb.MethodKind.Value(f"METHOD_KIND_{kind.name}") for kind in MethodKind}
-_TYPE_KINDS = {kind: pb.TypeKind.Value(f"TYPE_KIND_{kind.name}") for kind in TypeKind}
 
 
 def describe_signature(signature: Signature) -> pb.Method:
     """Return the description of one method."""
     return pb.Method(
         name=signature.name,
-        kind=_METHOD_KINDS[signature.kind],
+        kind=f"METHOD_KIND_{signature.kind.name}",
         description=signature.description,
         arguments=[_field(spec) for spec in signature.arguments],
         result=_type(signature.result),
@@ -37,7 +34,7 @@ def _field(spec: ArgumentSpec) -> pb.Field:
 
 def _type(spec: TypeSpec) -> pb.Type:
     return pb.Type(
-        kind=_TYPE_KINDS[spec.kind],
+        kind=f"TYPE_KIND_{spec.kind.name}",
         args=[_type(member) for member in spec.args],
         name=spec.name,
         fields=[_field(member) for member in spec.fields],

@@ -68,8 +68,9 @@ class Predictor:
         except ModelkitError:
             self.state = State.FAILED
             raise
-        except Exception as error:
+        except Exception as error:  # author's code may raise anything
             self.state = State.FAILED
+            _log.exception("%s.load failed", type(self.model).__name__)
             raise LoadError(
                 f"{type(self.model).__name__}.load raised {type(error).__name__}: {error}",
                 cure="the traceback is in the log above; mend load in model.py",
@@ -119,7 +120,7 @@ class Predictor:
                 return await function(**bound)
             threaded = self._submit(functools.partial(function, **bound))
             return await asyncio.wrap_future(threaded)
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - author's code may raise anything
             request.cancelled = True
             _raise_as_call_error(error, request)
         finally:
@@ -173,7 +174,7 @@ class Predictor:
             yield
         except GeneratorExit:
             raise
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - author's code may raise anything
             _raise_as_call_error(error, request)
         finally:
             request.cancelled = True  # over: a synchronous method that still runs can see it

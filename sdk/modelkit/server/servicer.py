@@ -77,12 +77,12 @@ class Servicer(pb_grpc.InferenceServiceServicer):
 
     async def Stream(self, request_iterator: AsyncIterator[pb.StreamRequest], context: Context) -> None:  # noqa: N802
         """Call a bidirectional method."""
-        first = await anext(aiter(request_iterator), None)
-        opening = first.start if first is not None and first.HasField("start") else pb.StreamStart()
+        first: pb.StreamRequest | None = await anext(aiter(request_iterator), None)
+        opening = first.start if first else pb.StreamStart()
         call = _begin(opening.method or "stream", opening.metadata, context)
 
         def start() -> AsyncGenerator[Any, None]:
-            if first is None or not first.HasField("start"):
+            if not first or not first.HasField("start"):
                 raise InvalidArgumentError("the first message of a Stream call must have 'start'")
             incoming = _incoming(call, first, request_iterator)
             return self._predictor.stream(call, _arguments(opening.arguments), incoming)

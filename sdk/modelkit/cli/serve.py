@@ -1,0 +1,211 @@
+"""`modelkit serve`: the gRPC predict server of a model folder, here and now."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from modelkit.cli import console
+from modelkit.config import Config, load_config
+from modelkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelkit.model import Model
+    from modelkit.server import Server, ServerOptions, TlsFiles
+
+__all__ = ["command"]
+
+DEFAULT_PORT = 50051
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="The model folder.")] = Path(),
+    *,
+    local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The gRPC port; 0 takes a free one.")
+    ] = DEFAULT_PORT,
+    environment: Annotated[
+        str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a key: server.max_queue=64.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Ask callers for the API key in this environment variable."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate chain (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Ask clients for a certificate of this CA.")
+    ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a file of the folder changes.")
+    ] = False,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
+    ] = False,
+) -> int:
+    """Serve a model over gRPC."""
+    del local  # the only place there is; `--compute` will name others
+    if reload:
+        return _reload(path)
+    started = time.perf_counter()
+    config = load_config(path, environment=environment, overrides=overrides or ())
+    with console.status("importing model.py"):
+        from modelkit.server import ServerOptions
+        from modelkit.server.folder import open_model
+
+        options = ServerOptions(
+            host=host,
+            port=port,
+            max_concurrency=config.server.max_concurrency,
+            max_queue=config.server.max_queue,
+            max_message_bytes=config.server.max_message_bytes,
+            drain_timeout_s=config.server.drain_timeout_s,
+            tls=_tls(tls_cert, tls_key, tls_client_ca),
+            api_key=_api_key(api_key_env),
+        )
+        model = open_model(path, config)
+    _configure_logging(log_format)
+    _warn_if_open(options)
+    server = _server(model, options, config)
+    return _run(server, lambda: _announce(server, config, started, as_json=as_json))
+
+
+def _run(server: "Server", on_ready: Callable[[], None]) -> int:
+    """Run the server until a signal. Returns 0 after a drain, 130 when the model was still loading."""
+    import uvloop
+
+    async def main() -> tuple[bool, int]:
+        ready = False
+        stop = asyncio.Event()
+        _stop_on_signals(server, stop)
+        loading = ExitStack()
+        loading.enter_context(console.status(f"loading {type(server.predictor.model).__name__}"))
+
+        def announce() -> None:
+            nonlocal ready
+            ready = True
+            loading.close()
+            on_ready()
+
+        with loading:
+            num_stuck = await server.serve(stop, announce)
+        return ready, num_stuck
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        ready, num_stuck = runner.run(main())
+    code = 0 if ready else 130
+    if num_stuck or not ready:
+        # Threads that run the author's code cannot be stopped, and the interpreter would wait for them for ever.
+        if num_stuck:
+            console.warning(f"{num_stuck} calls were still running in threads and were left behind")
+        sys.stdout.flush()
+        os._exit(code)
+    console.info("stopped")
+    return code
+
+
+def _stop_on_signals(server: "Server", stop: asyncio.Event) -> None:
+    """The first SIGINT or SIGTERM drains, the second cancels what still runs."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            console.info("cancelling the calls that still run")
+            server.hurry()
+            return
+        stop.set()
+        num_running = server.predictor.gate.num_running
+        if num_running:
+            console.info(f"letting {num_running} running calls end; once more cancels them")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+
+
+def _announce(server: "Server", config: Config, started: float, *, as_json: bool) -> None:
+    """Say that the model is ready, and how to call it."""
+    methods = list(server.predictor.signatures)
+    took_s = time.perf_counter() - started
+    scheme = "gRPC over TLS" if server.options.tls else "gRPC"
+    console.success(f"serving {config.model.id} at {server.address} ({scheme}), ready in {took_s:.1f} s")
+    console.info(f"  methods: {', '.join(methods)}")
+    where = "" if server.address == f"127.0.0.1:{DEFAULT_PORT}" else f" --address {server.address}"
+    console.info(f"  try it:  modelkit describe{where}")
+    console.info("  Ctrl-C stops it")
+    if as_json:
+        import json
+
+        line = {"model_id": config.model.id, "address": server.address, "methods": methods, "ready_s": took_s}
+        console.result(json.dumps(line))
+
+
+def _server(model: "Model", options: "ServerOptions", config: Config) -> "Server":
+    from modelkit.server import Server
+
+    return Server(
+        model,
+        options,
+        model_id=config.model.id,
+        description=config.model.description or "",
+        engine=config.engine.name if config.engine else "",
+    )
+
+
+def _configure_logging(style: Literal["text", "json"]) -> None:
+    from modelkit.server.logs import configure_logging
+
+    level = logging.DEBUG if console.is_verbose() else logging.WARNING if console.is_quiet() else logging.INFO
+    configure_logging(level, style)
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> "TlsFiles | None":
+    from modelkit.server import TlsFiles
+
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("TLS needs a certificate and its key", cure="give both --tls-cert and --tls-key")
+    return TlsFiles(certificate, key, client_ca)
+
+
+def _api_key(name: str | None) -> str | None:
+    if name is None:
+        return None
+    key = os.environ.get(name, "")
+    if not key:
+        raise UsageError(f"the environment variable {name} is not set or empty", cure=f"export {name}=...")
+    return key
+
+
+def _warn_if_open(options: "ServerOptions") -> None:
+    if options.host not in LOOPBACK and options.api_key is None:
+        console.warning(
+            f"anyone who reaches {options.host}:{options.port} can call the model",
+            cure="ask for a key with --api-key-env NAME, and encrypt with --tls-cert and --tls-key",
+        )
+
+
+def _reload(path: Path) -> int:
+    from modelkit.server.reload import serve_and_reload
+
+    arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
+    command_line = [sys.executable, "-m", "modelkit", *arguments]
+    console.info(f"watching {path} for changes")
+    return serve_and_reload(
+        command_line, path, lambda changed: console.info(f"{changed} changed, starting again")
+    )
