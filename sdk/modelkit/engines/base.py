@@ -7,38 +7,18 @@ dialect from it (`embedded`); an engine behind an HTTP server has the raw one an
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from modelkit.config import EngineConfig
+from modelkit.engines.sampling import Sampling, SamplingParams, read_generation_config, sampling_defaults
 
-__all__ = ["Chunk", "Engine", "FinishReason", "GenerationRequest", "SamplingParams"]
+__all__ = ["Chunk", "Engine", "FinishReason", "GenerationRequest", "Sampling", "SamplingParams"]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How the next token is chosen and when to end; spelled and defaulted as in OpenAI's API and vLLM.
-
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 mean no restriction. `max_tokens` None means up to the model's
-    length. `seed` makes a request repeatable whatever else shares its batch.
-    """
-
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +30,16 @@ class GenerationRequest:
     messages: Sequence[Mapping[str, Any]] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One streamed piece of an answer. It may hold several tokens, or none where a character is not complete yet.
+    """One streamed piece of an answer: at least one token, several where the reader was slower than the engine.
 
     `prompt_tokens`, `output_tokens` and `cached_tokens` are totals so far. The last chunk, and only it, has a
-    `finish_reason`. The end-of-sequence token counts as an output token; its text is empty.
+    `finish_reason`. The end-of-sequence token counts as an output token; its text is empty, as is that of the tokens
+    that complete a stop string. Joined, the texts are the answer: a chunk never ends inside a character.
     """
 
     text: str
@@ -72,8 +53,9 @@ class Chunk:
 class Engine(ABC):
     """Runs one language model. Made by `engines.create`, started once, closed once.
 
-    `generate`, `openai` and `openai_stream` may be called concurrently. Ending an iteration early, or cancelling the
-    task that iterates, aborts the request in the engine. Bad requests raise InvalidArgumentError.
+    `generate`, `openai` and `openai_stream` may be called concurrently. Ending an iteration early (`aclose`), or
+    cancelling the task that iterates, aborts the request in the engine. Bad requests raise InvalidArgumentError;
+    a request that the engine fails on raises EngineError, or OverloadedError where it may succeed later.
     """
 
     name: ClassVar[str]
@@ -82,6 +64,16 @@ class Engine(ABC):
         self.config = config
         self.checkpoint_dir = checkpoint_dir
         self.model_id = model_id
+
+    @cached_property
+    def sampling_defaults(self) -> Mapping[str, float]:
+        """What the checkpoint's generation_config.json says where a request says nothing (`SamplingParams.resolve`)."""
+        return sampling_defaults(read_generation_config(self.checkpoint_dir))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chat messages can be answered; a prompt alone is then a chat of one message."""
+        return True
 
     @abstractmethod
     async def start(self) -> None:
@@ -92,7 +84,7 @@ class Engine(ABC):
         """Stop the engine and free what it holds; running requests end with finish_reason "abort"."""
 
     @abstractmethod
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Stream the answer to one request."""
 
     @abstractmethod
@@ -100,5 +92,5 @@ class Engine(ABC):
         """Answer one OpenAI request, `endpoint` being "/chat/completions", "/completions", ..."""
 
     @abstractmethod
-    def openai_stream(self, endpoint: str, body: bytes) -> AsyncIterator[bytes]:
+    def openai_stream(self, endpoint: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """Answer one OpenAI request as the JSON of each streamed chunk, without SSE's framing and without [DONE]."""

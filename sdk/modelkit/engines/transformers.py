@@ -1,0 +1,331 @@
+"""The embedded engine: any causal language model that transformers can load, in this process.
+
+It needs no server and runs on a CPU or one accelerator. Requests of all callers share one batch (`_scheduler`,
+`_batch`), each with its own sampling parameters, seed, stop strings and end.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelkit.config import EngineConfig
+from modelkit.engines._scheduler import ChunkStream, Row, Scheduler
+from modelkit.engines.base import Chunk, GenerationRequest, SamplingParams
+from modelkit.engines.detokenize import Detokenizer, detokenizer_factory
+from modelkit.engines.embedded import EmbeddedEngine
+from modelkit.errors import EngineError, InvalidArgumentError, LoadError, ModelkitError, UsageError, closest
+
+__all__ = ["TransformersArgs", "TransformersEngine", "check_checkpoint"]
+
+# A text this long takes longer to tokenize than a thread costs.
+LONG_TEXT = 16_384
+# Below this many parameters, waking a second thread costs more than it computes.
+SMALL_MODEL = 50_000_000
+
+
+class TransformersArgs(BaseModel):
+    """What `engine.args` may hold for this engine."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_num_seqs: int = Field(
+        64, ge=1, description="Most requests that run at the same time; further ones wait."
+    )
+    max_batched_tokens: int = Field(
+        2048, ge=1, description="Most prompt tokens computed between two output tokens."
+    )
+    max_waiting: int = Field(4096, ge=1, description="Most requests that wait; further ones are refused.")
+    device: str = Field(
+        "auto", description="torch device, such as cpu or cuda:0; auto takes an accelerator if any."
+    )
+    num_threads: int | None = Field(None, ge=1, description="CPU threads for one operation.")
+    attn_implementation: str | None = Field(
+        None, description="transformers' attention, such as sdpa or eager."
+    )
+
+    @classmethod
+    def parse(cls, args: dict[str, Any]) -> "TransformersArgs":
+        """Read `engine.args`, with dashes or underscores. Raises UsageError for the first fault."""
+        try:
+            return cls(**{name.replace("-", "_"): value for name, value in args.items()})
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            name = ".".join(map(str, fault["loc"]))
+            guess = closest(name, list(cls.model_fields))
+            options = f"use one of: {', '.join(cls.model_fields)}"
+            raise UsageError(
+                f"engine.args.{name} for the engine 'transformers': {fault['msg']}",
+                cure=f"did you mean '{guess}'?" if guess and guess != name else options,
+            ) from error
+
+
+def check_checkpoint(checkpoint_dir: Path) -> None:
+    """Check that a folder holds what transformers loads, each weight file included. Raises LoadError otherwise."""
+    cure = "train, fetch or copy the checkpoint into this folder, or correct 'checkpoints' in config.yaml"
+    if not checkpoint_dir.is_dir():
+        raise LoadError(f"there is no checkpoint folder {checkpoint_dir}", cure=cure)
+    if not (checkpoint_dir / "config.json").is_file():
+        raise LoadError(f"the checkpoint folder {checkpoint_dir} has no config.json", cure=cure)
+    tokenizers = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "tekken.json",
+    )
+    if not any((checkpoint_dir / name).is_file() for name in tokenizers):
+        raise LoadError(
+            f"the checkpoint folder {checkpoint_dir} has no tokenizer (tokenizer.json)", cure=cure
+        )
+    missing = [name for name in _weight_files(checkpoint_dir) if not (checkpoint_dir / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        raise LoadError(
+            f"the checkpoint folder {checkpoint_dir} lacks weights: {missing[0]}{more}", cure=cure
+        )
+
+
+def _weight_files(checkpoint_dir: Path) -> list[str]:
+    """Return the files that hold the weights, as the folder's index says, whether or not they are there."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = checkpoint_dir / f"{name}.index.json"
+        if (checkpoint_dir / name).is_file():
+            return [name]
+        if index.is_file():
+            try:
+                return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError) as error:
+                raise LoadError(
+                    f"cannot read {index}: {error!r}", cure="fetch the checkpoint again"
+                ) from error
+    return ["model.safetensors"]
+
+
+class TransformersEngine(EmbeddedEngine):
+    """transformers in this process. Options in `engine.args`: see TransformersArgs."""
+
+    name = "transformers"
+
+    def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
+        super().__init__(config, checkpoint_dir, model_id)
+        self.args = TransformersArgs.parse(config.args)
+        if (config.tensor_parallel_size or 1) > 1:
+            raise UsageError(
+                "the engine 'transformers' runs on one device; engine.tensor_parallel_size must be 1",
+                cure="set it to 1, or choose an engine for several accelerators",
+            )
+        self._tokenizer: Any = None
+        self._new_detokenizer: Callable[[], Detokenizer]
+        self._eos_ids: frozenset[int] = frozenset()
+        self._max_model_len = 0
+        self._vocab_size = 0
+        self._scheduler = Scheduler(
+            self._load,
+            max_num_seqs=self.args.max_num_seqs,
+            max_batched_tokens=self.args.max_batched_tokens,
+            max_waiting=self.args.max_waiting,
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint's tokenizer has a chat template."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together; known once started."""
+        return self._max_model_len
+
+    @property
+    def num_running(self) -> int:
+        """Requests in the batch."""
+        return self._scheduler.num_running
+
+    async def start(self) -> None:
+        """Load the checkpoint and answer with one token. Raises LoadError, UsageError or EngineError."""
+        if self.checkpoint_dir is None:
+            raise LoadError(
+                "the engine 'transformers' needs a checkpoint",
+                cure="add a 'checkpoints' section to config.yaml, such as {type: local, path: checkpoint}",
+            )
+        check_checkpoint(self.checkpoint_dir)
+        try:
+            await self._scheduler.start()
+            async for _ in self.generate(_PROBE):
+                pass
+        except ModelkitError:
+            raise
+        except Exception as error:
+            raise LoadError(f"cannot load {self.checkpoint_dir}: {type(error).__name__}: {error}") from error
+
+    async def close(self) -> None:
+        """End every request with "abort", the thread, and free the model."""
+        await self._scheduler.close()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Stream the answer to one request, batched with all others. Raises InvalidArgumentError for a bad one."""
+        row = await self._row(request)
+        self._scheduler.submit(row)
+        try:
+            while True:
+                chunk = await row.stream.next()
+                yield chunk
+                if chunk.finish_reason is not None:
+                    return
+        finally:
+            row.cancelled = True
+
+    # ------------------------------------------------------------------------------------------------- the request
+
+    async def _row(self, request: GenerationRequest) -> Row:
+        sampling = request.sampling.resolve(self.sampling_defaults)
+        prompt_ids = await self._encode(request)
+        room = self._max_model_len - len(prompt_ids)
+        if room < 1:
+            raise InvalidArgumentError(
+                f"the prompt has {len(prompt_ids)} tokens, and the model takes at most {self._max_model_len} tokens "
+                "of prompt and answer together",
+                cure="send a shorter prompt",
+            )
+        return Row(
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            max_tokens=min(room, sampling.max_tokens or room),
+            eos_ids=self._eos_ids,
+            detokenizer=self._new_detokenizer(),
+            stream=ChunkStream(len(prompt_ids)),
+        )
+
+    async def _encode(self, request: GenerationRequest) -> Sequence[int]:
+        """Return the prompt's token ids, at least one."""
+        given = (request.prompt, request.prompt_token_ids, request.messages)
+        if sum(value is not None for value in given) != 1:
+            raise InvalidArgumentError("give exactly one of prompt, prompt_token_ids and messages")
+        if request.prompt_token_ids is not None:
+            ids = self._checked_ids(request.prompt_token_ids)
+        elif request.messages is not None:
+            ids = await self._tokenize(self._apply_template(request), special_tokens=False)
+        else:
+            ids = await self._tokenize(request.prompt or "", special_tokens=True)
+        if not ids:
+            raise InvalidArgumentError("the prompt is empty")
+        return ids
+
+    def _checked_ids(self, ids: Sequence[int]) -> Sequence[int]:
+        for token_id in ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidArgumentError(
+                    f"prompt token id {token_id} is not in the model's vocabulary of {self._vocab_size}"
+                )
+        return ids
+
+    def _apply_template(self, request: GenerationRequest) -> str:
+        """Return the chat as the text that the model was trained on."""
+        if not self.has_chat_template:
+            raise InvalidArgumentError(
+                "the checkpoint has no chat template, so it cannot answer messages",
+                cure="send a prompt instead of messages",
+            )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [dict(message) for message in request.messages or ()],
+                tools=list(request.tools) if request.tools else None,
+                add_generation_prompt=True,
+                tokenize=False,
+                **request.chat_template_kwargs,
+            )
+        except Exception as error:
+            # Templates are programs of the checkpoint; they refuse a chat by raising whatever they like.
+            raise InvalidArgumentError(
+                f"the checkpoint's chat template refused the messages: {error}"
+            ) from error
+        return text
+
+    async def _tokenize(self, text: str, *, special_tokens: bool) -> Sequence[int]:
+        def encode() -> list[int]:
+            ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+            return ids
+
+        return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
+
+    # ------------------------------------------------------------------------- loading, in the scheduler's own thread
+
+    def _load(self) -> Any:
+        """Load tokenizer and model; return the batch."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        from modelkit.engines._batch import TorchBatch
+
+        logging.disable_progress_bar()
+        device = self._device(torch)
+        options: dict[str, Any] = {
+            "local_files_only": True,
+            "trust_remote_code": self.config.trust_remote_code,
+        }
+        self._tokenizer = AutoTokenizer.from_pretrained(self.checkpoint_dir, **options)
+        self._new_detokenizer = detokenizer_factory(self._tokenizer)
+        if self.args.attn_implementation:
+            options["attn_implementation"] = self.args.attn_implementation
+        dtype = self.config.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
+        model = AutoModelForCausalLM.from_pretrained(self.checkpoint_dir, dtype=dtype, **options)
+        model = model.to(device).eval()
+        self._set_threads(torch, model)
+        self._read_limits(model)
+        return TorchBatch(model, eos_ids=self._eos_ids)
+
+    def _device(self, torch: Any) -> Any:
+        if self.args.device != "auto":
+            return torch.device(self.args.device)
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.config.gpu_memory_utilization is not None:
+            torch.cuda.set_per_process_memory_fraction(self.config.gpu_memory_utilization)
+        return torch.device("cuda")
+
+    def _set_threads(self, torch: Any, model: Any) -> None:
+        if self.args.num_threads is not None:
+            torch.set_num_threads(self.args.num_threads)
+        elif "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < SMALL_MODEL:
+            torch.set_num_threads(1)
+
+    def _read_limits(self, model: Any) -> None:
+        """Read the lengths and ends that requests are checked against, and refuse what the batch cannot run."""
+        text_config = model.config.get_text_config(decoder=True)
+        layer_types = set(getattr(text_config, "layer_types", None) or ())
+        unsupported = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
+        if unsupported or model.config.is_encoder_decoder:
+            kind = ", ".join(sorted(unsupported)) or "encoder and decoder"
+            raise EngineError(
+                f"the engine 'transformers' cannot batch a model with {kind}",
+                cure="choose an engine that supports this architecture",
+            )
+        limit = getattr(text_config, "max_position_embeddings", None) or self._tokenizer.model_max_length
+        wanted = self.config.max_model_len
+        if wanted is not None and wanted > limit:
+            raise UsageError(
+                f"engine.max_model_len is {wanted}, but the checkpoint was made for {limit} tokens",
+                cure=f"set engine.max_model_len to at most {limit}",
+            )
+        self._max_model_len = wanted or limit
+        self._vocab_size = model.get_input_embeddings().num_embeddings
+        self._eos_ids = _eos_ids(model.generation_config.eos_token_id, self._tokenizer.eos_token_id)
+
+
+def _eos_ids(*values: int | list[int] | None) -> frozenset[int]:
+    """Join what a checkpoint says in several places; any of these ids ends an answer."""
+    ids: set[int] = set()
+    for value in values:
+        ids.update([value] if isinstance(value, int) else value or ())
+    return frozenset(ids)
+
+
+# Readiness is one real token: a model that loads may still fail to run.
+_PROBE = GenerationRequest(prompt_token_ids=[0], sampling=SamplingParams(max_tokens=1, temperature=0.0))
