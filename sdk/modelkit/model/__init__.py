@@ -11,7 +11,7 @@ from modelkit.model.request import REQUEST, Request, Usage, current_request
 
 if TYPE_CHECKING:
     from modelkit.model.base import Model, ModelContext, method
-    from modelkit.model.importing import check_model, import_model_class, read_signatures
+    from modelkit.model.importing import check_model, find_model_file, import_model_class, read_signatures
     from modelkit.model.signature import MethodKind, Signature, SignatureError, describe_type
     from modelkit.model.types import ArgumentSpec, Limits, TypeKind, TypeSpec
 
@@ -26,6 +26,7 @@ _HOME_OF = {
     "TypeKind": "types",
     "TypeSpec": "types",
     "check_model": "importing",
+    "find_model_file": "importing",
     "describe_type": "signature",
     "import_model_class": "importing",
     "method": "base",
@@ -51,6 +52,7 @@ __all__ = [
     "check_model",
     "current_request",
     "describe_type",
+    "find_model_file",
     "import_model_class",
     "method",
     "read_signatures",

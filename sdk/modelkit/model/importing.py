@@ -8,15 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from modelkit.config import find_model_file
 from modelkit.errors import ConfigError, Problem
 from modelkit.model.base import Model
 from modelkit.model.signature import Signature, SignatureError, method_names, read_signature
 from modelkit.model.source import SourceFile
 
-__all__ = ["check_model", "import_model_class", "read_signatures"]
+__all__ = ["check_model", "find_model_file", "import_model_class", "read_signatures"]
 
 _RESERVED = {"load", "close", "config", "context", "model_dir", "checkpoint_dir", "request", "report_usage"}
+
+
+def find_model_file(model_dir: Path) -> Path | None:
+    """Return `model.py`, or `1/model.py` as Clarifai lays it out; None where neither is there."""
+    candidates = (model_dir / "model.py", model_dir / "1" / "model.py")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def import_model_class(model_dir: Path) -> type[Model]:
