@@ -1,6 +1,7 @@
 """config.yaml: its schema, the loader that finds every problem at once, and the JSON Schema for editors."""
 
-from modelkit.config.folder import find_config, find_model_file
+from modelkit.config.folder import find_config
+from modelkit.config.json_schema import json_schema
 from modelkit.config.loader import check_config, load_config
 from modelkit.config.models import (
     BuildConfig,
@@ -30,6 +31,6 @@ __all__ = [
     "ServerConfig",
     "check_config",
     "find_config",
-    "find_model_file",
+    "json_schema",
     "load_config",
 ]

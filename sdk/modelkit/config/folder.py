@@ -1,4 +1,4 @@
-"""Where things are in a model folder: config.yaml, its overlays, and model.py in our layout or Clarifai's."""
+"""Which files the config of a model folder is in: config.yaml and the overlays of its environments."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from modelkit.config.source import Source, read_source
 from modelkit.errors import Problem, closest
 
-__all__ = ["CONFIG_NAME", "find_config", "find_model_file", "read_config", "read_overlay"]
+__all__ = ["CONFIG_NAME", "find_config", "read_config", "read_overlay"]
 
 CONFIG_NAME = "config.yaml"
 
@@ -16,12 +16,6 @@ _ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def find_config(path: Path) -> Path:
     """Return the config.yaml of a model folder, or `path` itself where it is no folder."""
     return path / CONFIG_NAME if path.is_dir() else path
-
-
-def find_model_file(model_dir: Path) -> Path | None:
-    """Return `model.py`, or `1/model.py` as in Clarifai's layout; None where neither is there."""
-    candidates = (model_dir / "model.py", model_dir / "1" / "model.py")
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def read_config(path: Path) -> Source | Problem:

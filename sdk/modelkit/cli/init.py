@@ -1,0 +1,192 @@
+"""`modelkit init`: a new model folder from a template, complete enough to pass `modelkit validate` at once."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from modelkit.cli import console
+from modelkit.errors import UsageError, closest
+from modelkit.resources import template_names, templates_dir
+
+__all__ = ["command", "scaffold"]
+
+DEFAULT_TEMPLATE = "python"
+DEFAULT_LLM_TEMPLATE = "transformers"
+# Small (270 MB), ungated and Apache-2.0: the first answer comes soon, also on a CPU.
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+# Beside the config, so that editors find it without a network and in the version this folder was made with.
+SCHEMA_FILE = ".modelkit/config.schema.json"
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
+_PLAIN_YAML = re.compile(r"[A-Za-z./][A-Za-z0-9._/-]*")
+_YAML_WORDS = frozenset({"true", "false", "null", ".inf", ".nan"})
+
+
+class Checkpoint(NamedTuple):
+    """The `checkpoints` section of a new config: its type, and the key that says where."""
+
+    type: str
+    key: str
+    value: str
+
+
+def command(
+    target: Annotated[Path, typer.Argument(metavar="NAME_OR_PATH", help="The folder to make.")],
+    *,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="Run a language model on this engine.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", metavar="NAME", help="The template, where it is not the engine's."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="REPO_OR_FOLDER", help="The checkpoint: org/name on the Hub, or a folder."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are in the way.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")] = False,
+) -> None:
+    """Write a new model folder from a template."""
+    may_ask = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    name = _choose_template(engine, template, model, may_ask=may_ask)
+    checkpoint = _choose_checkpoint(name, model, target, may_ask=may_ask)
+    files = scaffold(target, name, checkpoint, force=force)
+    console.success(f"wrote {target}: {', '.join(files)}")
+    console.info(_next_steps(target))
+
+
+def scaffold(target: Path, template: str, checkpoint: Checkpoint | None, *, force: bool = False) -> list[str]:
+    """Write the files of a template below `target` and return their names. Replaces files only with `force`."""
+    from modelkit.config import json_schema
+
+    values = {
+        "id": _yaml(_model_id(target)),
+        "schema_file": f"./{SCHEMA_FILE}",
+        "checkpoint": checkpoint and checkpoint._replace(value=_yaml(checkpoint.value)),
+    }
+    files = _render(template, values) | {SCHEMA_FILE: json.dumps(json_schema(), indent=2) + "\n"}
+    _refuse_overwriting(target, list(files), force=force)
+    for name, text in files.items():
+        _write(target / name, text)
+    return list(files)
+
+
+def _choose_template(engine: str | None, template: str | None, model: str | None, *, may_ask: bool) -> str:
+    names = template_names()
+    if engine is not None and template is not None and engine != template:
+        raise UsageError(
+            f"--engine {engine} and --template {template} are two templates", cure="give one of the two"
+        )
+    choice = engine or template
+    if choice is None:
+        default = DEFAULT_TEMPLATE if model is None else DEFAULT_LLM_TEMPLATE
+        if not may_ask or model is not None:
+            return default
+        choice = str(typer.prompt(f"Template ({', '.join(names)})", default=default, err=True)).strip()
+    if choice in names and choice != (engine and DEFAULT_TEMPLATE):
+        return choice
+    guess = closest(choice, names)
+    cure = f"did you mean '{guess}'? " if guess else ""
+    kind = "engine" if engine else "name"
+    raise UsageError(
+        f"there is no template for the {kind} '{choice}'", cure=f"{cure}there are: {', '.join(names)}"
+    )
+
+
+def _choose_checkpoint(template: str, model: str | None, target: Path, *, may_ask: bool) -> Checkpoint | None:
+    if template == DEFAULT_TEMPLATE:
+        if model is not None:
+            cure = f"use --template {DEFAULT_LLM_TEMPLATE}, or leave --model out"
+            raise UsageError(f"the template '{template}' has no engine to run {model}", cure=cure)
+        return None
+    if model is None:
+        question = "Checkpoint (org/name on the Hub, or a folder)"
+        model = str(typer.prompt(question, default=DEFAULT_MODEL, err=True)) if may_ask else DEFAULT_MODEL
+    return _checkpoint(model.strip(), target)
+
+
+def _checkpoint(model: str, target: Path) -> Checkpoint:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        # A relative path is meant from here; config.yaml wants it from the model folder.
+        path = str(folder) if folder.is_absolute() else os.path.relpath(folder.resolve(), target.resolve())
+        return Checkpoint("local", "path", path)
+    if _REPO_ID.fullmatch(model):
+        return Checkpoint("huggingface", "repo_id", model)
+    if model.startswith((".", "/", "~")):
+        raise UsageError(f"there is no folder {model}", cure="--model takes a folder, or org/name on the Hub")
+    raise UsageError(
+        f"'{model}' is no checkpoint", cure="--model takes org/name on the Hub, or a folder: ./weights"
+    )
+
+
+def _model_id(target: Path) -> str:
+    """Make a valid model id of the folder's name."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", target.resolve().name)[:64].strip("-._")
+    return name or "model"
+
+
+def _yaml(text: str) -> str:
+    """Write a text as a YAML value: in quotes only where YAML would read something else."""
+    if _PLAIN_YAML.fullmatch(text) and text.lower() not in _YAML_WORDS:
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _render(template: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the template's files by name: *.j2 are filled in, the others are as they are."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )
+    files = {}
+    for path in sorted((templates_dir() / template).iterdir()):
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".j2":
+            text = environment.from_string(text).render(values)
+        files[path.name.removesuffix(".j2")] = text
+    return files
+
+
+def _refuse_overwriting(target: Path, names: list[str], *, force: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file", cure="choose another name")
+    in_the_way = [name for name in names if (target / name).exists() or (target / name).is_symlink()]
+    if in_the_way and not force:
+        them = "it" if len(in_the_way) == 1 else "them"
+        raise UsageError(
+            f"{target} already has {', '.join(in_the_way)}",
+            cure=f"choose another folder, or replace {them} with --force; nothing else in the folder is touched",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()  # replaced, not followed to a file elsewhere
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _next_steps(target: Path) -> str:
+    folder = f"'{target}'" if re.search(r"[^\w./-]", str(target)) else str(target)
+    lines = (target / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    steps = [f"modelkit validate {folder}", f"modelkit serve {folder} --local", 'modelkit predict "Hello"']
+    if any(line.strip() and not line.startswith("#") for line in lines):
+        steps.insert(0, f"pip install -r {folder}/requirements.txt")
+    return "\n".join(["", "Next:", *(f"  {step}" for step in steps)])

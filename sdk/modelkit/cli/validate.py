@@ -1,0 +1,77 @@
+"""`modelkit validate`: every mistake in config.yaml and model.py, found in one run without loading the model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelkit.cli import console
+from modelkit.errors import Problem
+
+if TYPE_CHECKING:
+    from modelkit.config import Config
+
+__all__ = ["command"]
+
+EXIT_PROBLEMS = 2
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
+    *,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            "--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.  [env: MODELKIT_ENV]"
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key: compute.num_accelerators=2."),
+    ] = None,
+    output_format: Annotated[
+        console.Format, typer.Option("--format", help="How problems are printed; github makes annotations.")
+    ] = "text",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+) -> int:
+    """Find every mistake in a model folder."""
+    from modelkit.config import check_config, find_config
+
+    config, problems = check_config(path, environment=environment, overrides=overrides or ())
+    model_dir = find_config(path).parent
+    model_problems, methods = _check_model(model_dir, config) if path.exists() else ([], [])
+    problems += model_problems
+    console.problems(problems, output_format)
+    if any(strict or problem.severity == "error" for problem in problems):
+        return EXIT_PROBLEMS
+    assert config is not None
+    console.success(_summary(config, methods))
+    return 0
+
+
+def _check_model(model_dir: Path, config: "Config | None") -> tuple[list[Problem], list[str]]:
+    """Return the problems of model.py and, where there are none, the names of its methods."""
+    from modelkit.model import check_model, find_model_file, import_model_class, read_signatures
+
+    problems = check_model(model_dir)
+    if problems:
+        return problems, []
+    model_class = import_model_class(model_dir)
+    if config is not None and config.engine is None and _is_llm(model_class):
+        message = f"{model_class.__name__} is an LLM, and config.yaml names no engine to run it"
+        cure = "add 'engine:' with 'name: transformers' below it, or subclass modelkit.Model instead"
+        problems = [Problem(message, cure, find_model_file(model_dir))]
+    return problems, list(read_signatures(model_class))
+
+
+def _is_llm(model_class: type) -> bool:
+    """Tell whether a class is an LLM, by name: importing that class would cost more than the whole check."""
+    return any(
+        (base.__module__, base.__name__) == ("modelkit.engines.llm", "LLM") for base in model_class.__mro__
+    )
+
+
+def _summary(config: "Config", methods: list[str]) -> str:
+    engine = f"engine {config.engine.name}" if config.engine is not None else "no engine"
+    noun = "method" if len(methods) == 1 else "methods"
+    return f"{config.model.id} is valid: {engine}, {noun} {', '.join(methods)}"
