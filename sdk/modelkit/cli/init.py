@@ -148,7 +148,10 @@ def _render(template: str, values: Mapping[str, Any]) -> dict[str, str]:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,  # noqa: S701 - YAML and Python, never HTML
     )
     files = {}
     for path in sorted((templates_dir() / template).iterdir()):

@@ -230,7 +230,7 @@ class BuildConfig(Section):
     )
     image: _Text | None = Field(
         default=None,
-        description="Base image. Default: the engine's pinned image, or python:<python_version>-slim.",
+        description="Base image. Default: the engine's pinned image, or Python's slim image.",
     )
     platform: _Text | None = Field(
         default=None,
