@@ -17,6 +17,7 @@ from modelkit.errors import (
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
+    MethodNotFoundError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
@@ -81,8 +82,16 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
         cure = cure or "give it more time: timeout_s=..., or --timeout"
     elif not message:
         message = f"the call failed with {code.name}"
-    failure = STATUSES[code]
-    return failure(message, cure=cure, **facts)
+    return _build(STATUSES[code], facts.pop("reason", ""), message, cure=cure, **facts)
+
+
+def _build(kind: type[CallError], reason: str, message: str, **facts: Any) -> CallError:
+    if kind is NotFoundError and reason == "METHOD_NOT_FOUND":
+        # Its constructor writes the message from the model's methods; here the server has written it already.
+        failure = MethodNotFoundError.__new__(MethodNotFoundError)
+        CallError.__init__(failure, message, **facts)
+        return failure
+    return kind(message, **facts)
 
 
 def _explain_connection(message: str, cure: str, address: str) -> tuple[str, str]:
@@ -122,7 +131,8 @@ def _parse_details(value: bytes) -> dict[str, Any]:
             facts["retry_after_s"] = delay.seconds + delay.nanos / 1e9
         elif detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
             facts["request_id"] = error_details_pb2.RequestInfo.FromString(detail.value).request_id
-        elif detail.Is(error_details_pb2.Help.DESCRIPTOR):
-            links = error_details_pb2.Help.FromString(detail.value).links
-            facts["cure"] = "; ".join(link.description for link in links)
+        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo.FromString(detail.value)
+            if info.domain == "modelkit":
+                facts |= {"reason": info.reason, "cure": info.metadata.get("cure", "")}
     return facts
