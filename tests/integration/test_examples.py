@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from modelkit import AsyncClient, Client, InvalidArgumentError
 from modelkit.config import load_config
 from modelkit.model.importing import import_model_class
 from modelkit.testing import run_server
-from paths import EXAMPLES, load_file
+from paths import EXAMPLES, ROOT, load_file
 
 
 @contextmanager
@@ -116,6 +117,24 @@ def test_the_classifier_says_what_is_wrong_with_a_picture(classifier):
 def test_the_classifier_takes_pictures_only(classifier):
     with pytest.raises(InvalidArgumentError, match="image"):
         classifier.predict(image="circle")
+
+
+def readme_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_model_in_the_readme_works(tmp_path):
+    (tmp_path / "model.py").write_text(readme_blocks()[0])
+    with run_server(import_model_class(tmp_path)) as server, Client(server.address) as client:
+        assert client.predict(name="Ada") == "Hello, Ada!"
+        assert client.predict() == "Hello, world!"
+        with pytest.raises(InvalidArgumentError, match="40"):
+            client.predict(name="x" * 41)
+
+
+def test_the_client_in_the_readme_works(hello, capsys):
+    exec(readme_blocks()[1].replace("localhost:50051", hello), {})
+    assert capsys.readouterr().out.endswith("Hello, Ada!\nto be or not ")
 
 
 def test_training_writes_the_weights_that_are_committed(tmp_path):
