@@ -44,7 +44,10 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, pb.Value]:
 
 def decode_arguments(arguments: Mapping[str, pb.Value]) -> dict[str, Any]:
     """Decode the arguments of a call by name. Errors as `decode`, each naming the argument."""
-    return {name: _decode_member(name, value) for name, value in arguments.items()}
+    try:
+        return {name: decode(value) for name, value in arguments.items()}
+    except ValueError:
+        return {name: _decode_member(name, value) for name, value in arguments.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------- encoding
@@ -63,7 +66,8 @@ def _encode_list(value: Any) -> pb.Value:
 
 def _encode_dict(value: Mapping[Any, Any]) -> pb.Value:
     entries = [
-        pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item)) for key, item in value.items()
+        pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item))
+        for key, item in value.items()
     ]
     return pb.Value(map_value=pb.MapValue(entries=entries))
 
@@ -152,7 +156,9 @@ _ENCODERS: dict[type, Callable[[Any], pb.Value]] = {
     Tensor: _encode_tensor,
     Image: lambda value: pb.Value(image_value=pb.Image(data=value.data, media_type=value.media_type)),
     Audio: lambda value: pb.Value(
-        audio_value=pb.Audio(data=value.data, media_type=value.media_type, sample_rate_hz=value.sample_rate_hz)
+        audio_value=pb.Audio(
+            data=value.data, media_type=value.media_type, sample_rate_hz=value.sample_rate_hz
+        )
     ),
     Video: lambda value: pb.Value(video_value=pb.Video(data=value.data, media_type=value.media_type)),
 }
