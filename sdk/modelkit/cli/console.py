@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
-from modelkit.errors import CallError, ConfigError, ModelkitError, Problem
+from modelkit.errors import CallError, ConfigError, InternalError, ModelkitError, Problem
 
 __all__ = [
     "Format",
@@ -112,9 +112,15 @@ def error(failure: ModelkitError) -> None:
     _note(f"{paint('error', 'red')}: {failure.message}")
     if isinstance(failure, CallError):
         for violation in failure.violations:
-            _note(f"  {paint(violation.field, 'bold')}: {violation.description}")
+            if violation.description not in failure.message:
+                _note(f"  {paint(violation.field, 'bold')}: {violation.description}")
     _help(failure.cure)
-    if isinstance(failure, CallError) and failure.request_id:
+    # It finds the call in the server's log, which says more only where the fault is the server's.
+    if (
+        isinstance(failure, CallError)
+        and failure.request_id
+        and (_settings.verbose or isinstance(failure, InternalError))
+    ):
         _note(paint(f"  request id: {failure.request_id}", "dim"))
     if _settings.verbose:
         _traceback(failure)

@@ -1,0 +1,287 @@
+"""`modelkit predict`: one call of a served model from the terminal, a script or a pipe."""
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from modelkit.cli import console
+from modelkit.cli.arguments import parse_json_arguments, parse_pairs, parse_value, text_argument
+from modelkit.cli.remote import Address, ApiKeyEnv, CaPath, Tls, connect
+from modelkit.cli.values import plain, render, save_value
+from modelkit.datatypes import Text
+from modelkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelkit.client import Client, MethodDescription, ModelDescription, Stream, Usage
+
+__all__ = ["command"]
+
+
+def command(
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            show_default=False, help="For the method's first string argument; - or a pipe reads stdin."
+        ),
+    ] = None,
+    *,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", metavar="NAME", help="The method. [generate, else predict]"),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=VALUE", help="An argument; VALUE may be JSON, or @FILE."),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option("--json", metavar="JSON", help="All arguments: '{...}', @FILE, or @- for stdin."),
+    ] = None,
+    output: Annotated[
+        Literal["text", "json"], typer.Option("--output", "-o", help="How to print the answer.")
+    ] = "text",
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")
+    ] = True,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Write an image, audio, bytes or tensor result here."),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long.")
+    ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="First wait so long for the model to be ready."),
+    ] = None,
+    address: Address = None,
+    api_key_env: ApiKeyEnv = None,
+    tls: Tls = False,
+    ca: CaPath = None,
+) -> None:
+    """Call a served model and print its answer."""
+    with connect(address, api_key_env, tls=tls, ca=ca) as client:
+        if wait is not None:
+            with console.status(f"waiting for {client.address}"):
+                client.wait_ready(wait)
+        described = choose_method(client.describe(timeout_s=timeout), method, stream=stream)
+        arguments, items = _read_arguments(described, text, inputs or [], json)
+        answer = _Answer(described, stream=stream and output == "text", save=save)
+        _call(client, described, arguments, items, timeout, answer)
+        if output == "json":
+            console.json(answer.as_json())
+        else:
+            answer.finish()
+
+
+def choose_method(model: "ModelDescription", name: str | None, *, stream: bool) -> "MethodDescription":
+    """Return the method that is named; else the one a caller of this model most likely means. Raises UsageError."""
+    if name is not None:
+        return model.method(name)
+    names = model.method_names
+    for favourite in ("generate", "predict") if stream else ("predict", "generate"):
+        if favourite in names:
+            return model.method(favourite)
+    if len(names) == 1:
+        return model.methods[0]
+    if not names:
+        raise UsageError(
+            f"{model.model_id or 'the model'} has no methods yet", cure="wait for it with --wait 60"
+        )
+    raise UsageError(
+        "the model has several methods, say which", cure=f"add --method {' or --method '.join(names)}"
+    )
+
+
+def _read_arguments(
+    method: "MethodDescription", text: str | None, inputs: list[str], json: str | None
+) -> tuple[dict[str, Any], Iterable[Any]]:
+    """Return the arguments by name and the items of the streamed one, checked against the signature."""
+    from modelkit.client.binding import bind
+
+    arguments = {**(parse_json_arguments(json) if json else {}), **parse_pairs(method, inputs)}
+    streamed = method.streamed_argument
+    if streamed is not None:
+        items = [text] if text not in {None, "-"} else (line.rstrip("\r\n") for line in sys.stdin)
+        bind(method, (), {**arguments, streamed.name: items})
+        return arguments, (parse_value(streamed, item) for item in items)
+    text = _read_text(text, arguments_given=bool(arguments))
+    if text is not None:
+        target = text_argument(method)
+        if target is None:
+            raise UsageError(
+                f"{method.name} has no argument for a text", cure=f"it is {method}; write -i NAME=VALUE"
+            )
+        arguments = {target.name: text, **arguments}
+    return bind(method, (), arguments), ()
+
+
+def _read_text(text: str | None, *, arguments_given: bool) -> str | None:
+    """Return the text to send; stdin is read when it is asked for, or when it is a pipe and nothing else is given."""
+    if text == "-" or (text is None and not arguments_given and not sys.stdin.isatty()):
+        piped = sys.stdin.read()
+        return piped if piped or text == "-" else None
+    return text
+
+
+def _call(
+    client: "Client",
+    method: "MethodDescription",
+    arguments: dict[str, Any],
+    items: Iterable[Any],
+    timeout_s: float | None,
+    answer: "_Answer",
+) -> None:
+    answer.started_at = time.perf_counter()
+    if method.kind == "unary":
+        response = client.call(method=method.name, arguments=arguments, timeout_s=timeout_s)
+        answer.add((response.value,), response.usage)
+        answer.close(response.usage, response.request_id, dict(response.metadata))
+        return
+    if method.kind == "server_stream":
+        opened = client.generate(method=method.name, arguments=arguments, timeout_s=timeout_s)
+    else:
+        opened = client.stream(items, method=method.name, arguments=arguments, timeout_s=timeout_s)
+    _drain(opened, answer)
+
+
+def _drain(stream: "Stream", answer: "_Answer") -> None:
+    """Take in a stream to its end; whatever stops this early (Ctrl-C, a closed pipe) cancels the call."""
+    with stream:
+        try:
+            for chunk in stream.chunks():
+                answer.add(chunk.items, chunk.usage)
+        finally:
+            answer.end_line()
+        answer.close(stream.usage, stream.request_id, dict(stream.metadata))
+
+
+@dataclass
+class _Answer:
+    """What has come so far: printed as it comes, and measured."""
+
+    method: "MethodDescription"
+    stream: bool
+    save: Path | None
+    items: list[Any] = field(default_factory=list)
+    usage: "Usage | None" = None
+    request_id: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    started_at: float = 0.0
+    arrivals: list[float] = field(default_factory=list)
+    first_tokens: int = 0
+    ended_at: float = 0.0
+    _line_open: bool = False
+
+    def add(self, items: tuple[Any, ...], usage: "Usage | None") -> None:
+        """Take in the items of one message."""
+        if not items:
+            return
+        self.arrivals.append(time.perf_counter())
+        if len(self.arrivals) == 1 and usage is not None:
+            self.first_tokens = usage.output_tokens
+        self.items += items
+        if self.stream and self.save is None:
+            for item in items:
+                self._print(item)
+
+    def close(self, usage: "Usage | None", request_id: str, metadata: dict[str, str]) -> None:
+        """Take in what is known at the end."""
+        self.ended_at = time.perf_counter()
+        self.usage, self.request_id, self.metadata = usage, request_id, metadata
+
+    def end_line(self) -> None:
+        """End a line of streamed text that does not end itself."""
+        if self._line_open:
+            console.result("")
+            self._line_open = False
+
+    def finish(self) -> None:
+        """Print what has not been printed yet, and how fast it came."""
+        if self.save is not None:
+            save_value(self.value, self.save)
+        elif not self.stream:
+            self._print(self.value)
+            self.end_line()
+        self.end_line()
+        console.info(self.summary())
+
+    @property
+    def value(self) -> Any:
+        """The whole result: the value of a unary method, the joined text of a stream, or the list of its items."""
+        if self.method.kind == "unary":
+            return self.items[0]
+        if (
+            self.method.kind == "server_stream"
+            and self.items
+            and all(isinstance(i, (str, Text)) for i in self.items)
+        ):
+            return "".join(map(str, self.items))
+        return self.items
+
+    def timing(self) -> dict[str, float | None]:
+        """Return the measured times; rates leave out the wait for the first token."""
+        ttft_s = self.arrivals[0] - self.started_at if self.arrivals else None
+        streaming_s = self.arrivals[-1] - self.arrivals[0] if self.arrivals else 0.0
+        tokens = self.usage.output_tokens if self.usage else 0
+        total_s = self.ended_at - self.started_at
+        rate: float | None = None
+        if tokens > self.first_tokens and streaming_s > 0:
+            rate = (tokens - self.first_tokens) / streaming_s
+        elif tokens and total_s > 0:
+            rate = tokens / total_s
+        return {
+            "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 1),
+            "total_ms": round(total_s * 1000, 1),
+            "output_tokens_per_s": None if rate is None else round(rate, 1),
+            "chunks_per_s": round((len(self.arrivals) - 1) / streaming_s, 1) if streaming_s > 0 else None,
+        }
+
+    def summary(self) -> str:
+        """Return one line: tokens, time to the first, rate, and why it ended."""
+        timing, streamed = self.timing(), self.method.kind != "unary"
+        parts = []
+        if self.usage and self.usage.output_tokens:
+            parts.append(_count(self.usage.output_tokens, "token"))
+        elif streamed:
+            parts.append(_count(len(self.items), "item"))
+        if streamed and timing["ttft_ms"] is not None:
+            label = "TTFT" if self.usage and self.usage.output_tokens else "first after"
+            parts.append(f"{label} {timing['ttft_ms']:.0f} ms")
+        else:
+            parts.append(f"{timing['total_ms']:.0f} ms")
+        if timing["output_tokens_per_s"]:
+            parts.append(f"{timing['output_tokens_per_s']:,.1f} tokens/s")
+        elif timing["chunks_per_s"]:
+            parts.append(f"{timing['chunks_per_s']:,.1f} chunks/s")
+        finish = self.metadata.get("finish_reason")
+        return " · ".join([*parts, f"finish: {finish}"] if finish else parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, as -o json prints it."""
+        if self.save is not None:
+            save_value(self.value, self.save)
+        return {
+            "result": str(self.save) if self.save is not None else plain(self.value),
+            "usage": None if self.usage is None else asdict(self.usage),
+            "request_id": self.request_id,
+            "metadata": self.metadata,
+            "timing": self.timing(),
+        }
+
+    def _print(self, item: Any) -> None:
+        """Print a piece: text as it is, so that pieces join; anything else as JSON on lines of its own."""
+        joins = self.method.kind == "server_stream" and isinstance(item, (str, Text))
+        text = render(item)
+        if text:
+            console.result(text, end="" if joins else "\n")
+            self._line_open = joins and not text.endswith("\n")
+
+
+def _count(num: int, noun: str) -> str:
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
