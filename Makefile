@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 # What has been installed into .venv; both are made again when pyproject.toml changes.
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
+BENCH  ?= $(wildcard benchmarks/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -52,8 +53,9 @@ protos: $(DEV) ## write the gRPC stubs from proto/
 docs: $(DEV) ## write the generated parts of docs/
 	$(BIN)/python scripts/generate_config_docs.py
 
-bench: $(DEV) ## measure the server against bare gRPC on this machine
-	$(BIN)/python -m benchmarks
+bench: $(DEV) ## measure beside others on this machine; choose with BENCH=benchmarks/startup.py
+	$(BIN)/python examples/tiny-chat/train.py
+	@for file in $(BENCH); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 venv: $(DEV) ## only make .venv, with everything
 
