@@ -128,7 +128,7 @@ def _explain_bound(entry: Entry, path: Path, context: Mapping[str, Any]) -> tupl
     cure = (
         f"write a number that is {_BOUNDS[name]} {context[name]}, or leave '{path[-1]}' out for the default"
     )
-    if "memory" not in str(path[-1]) and path[-1] != "max_message_bytes":
+    if path[-1] not in _MEMORY_KEYS:
         return f"must be {_BOUNDS[name]} {context[name]}, not {_clip(written)}", cure
     bound = _format_memory(context[name])
     cure = f"did you mean {written}Gi?" if written.isdecimal() and name == "ge" else f"write {bound}"
@@ -142,6 +142,7 @@ def _format_memory(num_bytes: int) -> str:
     return str(num_bytes)
 
 
+_MEMORY_KEYS = {"accelerator_memory", "cpu_memory", "cpu_memory_requests", "max_message_bytes"}
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -189,9 +190,9 @@ def _explain_section(entry: Entry, path: Path, context: Mapping[str, Any]) -> tu
 
 def _explain_quantity(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:
     del path
-    if isinstance(entry.value, Scalar) and isinstance(entry.value.value, str | float | int):
-        return f"is {_clip(entry.value.text)}: {context['message']}", context["cure"]
-    return f"is {_kind(entry)}: {context['message']}", context["cure"]
+    value = entry.value
+    written = f"'{_clip(value.text)}'" if isinstance(value, Scalar) and value.text else _kind(entry)
+    return f"must be {context['what']}, not {written}", context["cure"]
 
 
 def _explain_other(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:

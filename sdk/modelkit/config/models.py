@@ -45,6 +45,7 @@ class Section(BaseModel):
         frozen=True,
         strict=True,
         extra="forbid",
+        allow_inf_nan=False,
         validate_by_name=True,
         validate_by_alias=True,
         hide_input_in_errors=True,

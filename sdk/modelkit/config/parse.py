@@ -28,6 +28,7 @@ __all__ = ["parse"]
 
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
+MAX_PROBLEMS = 100
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = "plain"
@@ -198,7 +199,8 @@ class _TreeBuilder:
         return entries
 
     def _refuse(self, node: YamlNode, message: str, cure: str) -> Scalar:
-        self.problems.append(self.span(node).problem(message, cure))
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(self.span(node).problem(message, cure))
         return Scalar(None, "", self.span(node))
 
 

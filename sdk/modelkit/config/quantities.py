@@ -5,6 +5,7 @@ Kubernetes, durations as in Go and Docker Compose.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
@@ -53,47 +54,31 @@ def parse_duration(text: str) -> float | None:
 
 
 def _memory(value: Any) -> Any:
-    if isinstance(value, str):
-        num_bytes = parse_memory(value)
-        return _known(
-            num_bytes, value, "an amount of memory", "write a number and a unit, such as 16Gi or 500M"
-        )
-    return _number(value, "an amount of memory", "write a number and a unit, such as 16Gi or 500M")
+    cure = "write a number and a unit, such as 16Gi or 500M"
+    return _quantity(value, parse_memory, "an amount of memory", cure)
 
 
 def _cpu(value: Any) -> Any:
     cure = 'write cores such as "4" or 0.5, or thousandths such as 500m'
-    if isinstance(value, str):
-        return _known(parse_cpu(value), value, "a number of CPU cores", cure)
-    return _number(value, "a number of CPU cores", cure)
+    return _quantity(value, parse_cpu, "a number of CPU cores", cure)
 
 
 def _duration(value: Any, info: ValidationInfo) -> Any:
+    if info.context == FROM_FILE and type(value) in {int, float}:
+        raise _refuse("a duration with a unit", f"write the unit, such as {value}s or {value}m")
     cure = "write a number and a unit (ms, s, m, h, d), such as 30s, 5m or 1h30m"
-    if isinstance(value, str):
-        return _known(parse_duration(value), value, "a duration", cure)
-    number = _number(value, "a duration", cure)
-    if info.context == FROM_FILE:
-        raise _problem(
-            f"{value} is a duration without a unit", f"write the unit, such as {value}s or {value}m"
-        )
+    return _quantity(value, parse_duration, "a duration", cure)
+
+
+def _quantity(value: Any, parse: Callable[[str], float | None], what: str, cure: str) -> float:
+    number = parse(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise _refuse(what, cure)
     return number
 
 
-def _known(number: float | None, text: str, what: str, cure: str) -> float:
-    if number is None:
-        raise _problem(f"'{text}' is not {what}", cure)
-    return number
-
-
-def _number(value: Any, what: str, cure: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _problem(f"expected {what}", cure)
-    return value
-
-
-def _problem(message: str, cure: str) -> PydanticCustomError:
-    return PydanticCustomError("quantity", "{message}", {"message": message, "cure": cure})
+def _refuse(what: str, cure: str) -> PydanticCustomError:
+    return PydanticCustomError("quantity", "must be {what}", {"what": what, "cure": cure})
 
 
 def _schema(pattern: str, *examples: str, number: bool) -> WithJsonSchema:

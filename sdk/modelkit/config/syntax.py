@@ -12,6 +12,11 @@ __all__ = ["explain_syntax"]
 # What PyYAML says (a regular expression), what is meant, and the cure. The first match wins.
 _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
+        r"nested deeper than (\d+) levels",
+        "nested deeper than {0} levels",
+        "flatten it; no key of config.yaml needs that",
+    ),
+    (
         r"found character '([%@`])' that cannot start",
         "a value cannot start with {0}",
         "put the value in quotes",

@@ -18,6 +18,9 @@ from modelkit.errors import Problem
 
 __all__ = ["validate"]
 
+# Nobody reads more, and looking for the nearest name takes a millisecond each.
+_MAX_EXPLAINED = 100
+
 # Dropping a bad value can uncover one more: its section, then the config, lacks a required key.
 _MAX_SALVAGES = 4
 
@@ -26,7 +29,11 @@ def validate(root: MapNode, model_dir: Path) -> tuple[Config | None, list[Proble
     """Return the config, None where it has errors, and every problem found."""
     data = to_python(root)
     config, errors = _try(data)
-    problems = [explain(error, root) for error in errors]
+    problems = [explain(error, root) for error in errors[:_MAX_EXPLAINED]]
+    if len(errors) > _MAX_EXPLAINED:
+        message = f"{len(errors) - _MAX_EXPLAINED} more problems with keys and values"
+        end = root.span.source.span(len(root.span.source.text))
+        problems.append(end.problem(message, "mend those that are listed first"))
     bad = [loc for error in errors for loc in _blame(error)]
     salvaged = config or _salvage(data, errors)
     if salvaged is not None:

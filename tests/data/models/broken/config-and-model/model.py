@@ -1,0 +1,5 @@
+from modelkit import Model
+
+
+class Hello(Model):
+    pass

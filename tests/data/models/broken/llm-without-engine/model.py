@@ -1,0 +1,5 @@
+from modelkit import LLM
+
+
+class Chat(LLM):
+    """Has no engine to run on."""

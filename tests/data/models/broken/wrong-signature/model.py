@@ -1,0 +1,7 @@
+from modelkit import Model, method
+
+
+class Hello(Model):
+    @method
+    def greet(self, name) -> str:
+        return name
