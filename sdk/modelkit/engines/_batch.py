@@ -39,7 +39,7 @@ class _Forward:
         self.running_width = 0  # and how long the longest of them is
 
 
-class _Layer(DynamicLayer):
+class _Layer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore] # partly typed
     """One layer's keys and values, both [rows, heads, columns, head size], with room to grow on the right.
 
     It lays out its own memory, so that running out of it half-way through a forward leaves every layer usable: `end`
@@ -47,7 +47,9 @@ class _Layer(DynamicLayer):
     """
 
     def __init__(self, forward: _Forward) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
         self.forward = forward
         self.end = 0
 
@@ -57,12 +59,13 @@ class _Layer(DynamicLayer):
         """Write the new columns and return all that attention may see, [rows, heads, past + new, head size]."""
         step = self.forward
         self._make_room(key_states, value_states)
+        keys, values = self._buffers()
         end = self.end + step.num_new if step.num_past else self.end
         new = slice(end - step.num_new, end)
         seen = slice(new.start - step.num_past, end)
-        self.keys[step.rows, :, new] = key_states
-        self.values[step.rows, :, new] = value_states
-        return self.keys[step.rows, :, seen], self.values[step.rows, :, seen]
+        keys[step.rows, :, new] = key_states
+        values[step.rows, :, new] = value_states
+        return keys[step.rows, :, seen], values[step.rows, :, seen]
 
     def get_seq_length(self) -> int:
         """Return how many columns came before the new ones."""
@@ -86,33 +89,39 @@ class _Layer(DynamicLayer):
     def move_row(self, source: int, target: int) -> None:
         """Put one row in the place of another."""
         if self.is_initialized:
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
+            for buffer in self._buffers():
+                buffer[target] = buffer[source]
 
     def _make_room(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         step = self.forward
-        num_rows, num_columns = (self.keys.shape[0], self.keys.shape[2]) if self.is_initialized else (0, 0)
+        num_rows, num_columns = (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
         if step.num_past:  # a decode: one more column
             if self.end + step.num_new > num_columns:
-                self._lay_out(keys, values, end=step.running_width, rows=num_rows)
+                self._lay_out(keys, values, end=step.running_width, rows=step.rows.stop)
             return
         if step.num_running == 0 and step.num_new <= num_columns:
             self.end = step.num_new
         if step.num_new > self.end or step.rows.stop > num_rows:
             self._lay_out(keys, values, end=max(step.running_width, step.num_new), rows=step.rows.stop)
         # An earlier row's values lie left of a new one. A mask hides numbers, but not a NaN.
-        self.keys[step.rows, :, : self.end - step.num_new] = 0
-        self.values[step.rows, :, : self.end - step.num_new] = 0
+        for buffer in self._buffers():
+            buffer[step.rows, :, : self.end - step.num_new] = 0
+
+    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
 
     def _lay_out(self, keys: torch.Tensor, values: torch.Tensor, *, end: int, rows: int) -> None:
         """Move the running rows into new memory, so that they end at column `end`, with room for half as much again."""
         columns = end + max(COLUMN_STEP, end // 2)
         columns += -columns % COLUMN_STEP
         capacity = 1 << (rows - 1).bit_length()
-        self.keys = self._moved(self.keys, keys, (capacity, keys.shape[1], columns, keys.shape[3]), end)
-        self.values = self._moved(
+        moved_keys = self._moved(self.keys, keys, (capacity, keys.shape[1], columns, keys.shape[3]), end)
+        moved_values = self._moved(
             self.values, values, (capacity, values.shape[1], columns, values.shape[3]), end
         )
+        self.keys, self.values = moved_keys, moved_values
         self.end = end
         self.is_initialized = True
 

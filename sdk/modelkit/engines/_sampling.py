@@ -5,6 +5,7 @@ row draws from a generator of its own, so that its answer does not depend on wha
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.generation.logits_process import (
@@ -27,7 +28,7 @@ __all__ = ["RowSampler", "sample"]
 FilterKey = tuple[float, int, float, float]
 
 
-class OutputPenalty(LogitsProcessor):  # type: ignore[misc] # transformers has no types
+class OutputPenalty(LogitsProcessor):
     """OpenAI's presence and frequency penalties, which count the tokens of the answer and which transformers lacks.
 
     Source: https://platform.openai.com/docs/api-reference/chat/create (frequency_penalty, presence_penalty).
@@ -99,7 +100,7 @@ def _filter_key(sampling: Sampling) -> FilterKey:
     return (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
 
-def _filters(key: FilterKey) -> LogitsProcessorList:
+def _filters(key: FilterKey) -> Any:
     """Return the processors that leave out unlikely tokens, in the order that transformers' generate() uses."""
     temperature, top_k, top_p, min_p = key
     filters = LogitsProcessorList()
@@ -114,9 +115,7 @@ def _filters(key: FilterKey) -> LogitsProcessorList:
     return filters
 
 
-def _processors(
-    sampling: Sampling, prompt_length: int, eos_ids: list[int], device: torch.device
-) -> LogitsProcessorList:
+def _processors(sampling: Sampling, prompt_length: int, eos_ids: list[int], device: Any) -> Any:
     """Return the processors that look at the tokens so far; empty for most requests."""
     processors = LogitsProcessorList()
     if sampling.repetition_penalty != 1:

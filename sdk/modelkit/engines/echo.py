@@ -44,8 +44,8 @@ class EchoEngine(EmbeddedEngine):
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         super().__init__(config, checkpoint_dir, model_id)
         try:
-            self.args = EchoArgs(**config.args)
-        except (ValidationError, TypeError) as error:
+            self.args = EchoArgs.model_validate(config.args)
+        except ValidationError as error:
             raise UsageError(
                 f"engine.args for the engine 'echo': {error}",
                 cure=f"use one of: {', '.join(EchoArgs.model_fields)}",

@@ -284,4 +284,4 @@ def _report_openai_usage(chunk: bytes, call: Request) -> bool:
     call.usage.prompt_tokens = usage.get("prompt_tokens", 0)
     call.usage.output_tokens = usage.get("completion_tokens", 0)
     call.usage.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return content.get("choices") == []
+    return not content.get("choices")
