@@ -27,7 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "docs" / "session.svg"
 COLUMNS, ROWS = 92, 40
 SERVE = "modelkit serve tiny-chat --local"
-COMMANDS = ['modelkit predict "What is the capital of France?"', "modelkit describe"]
+MISTAKES = "model:\n  id: hello\n  descripton: Greets people.\ncompute:\n  num_accelerators: one\n"
+# What is typed, and the exit code it must end with.
+BEFORE = {"modelkit validate hello": 2}
+ASKED = {
+    'modelkit predict "What is the capital of France?"': 0,
+    "modelkit predict --method add -i a=2 -i b=3": 0,
+    "modelkit predict --method add -i a=2 -i b=30": 1,
+}
 # A spinner hides the cursor, draws itself again and again, and is wiped out at its end.
 SPINNER = re.compile(r"\x1b\[\?25l.*?\x1b\[\?25h(?:\r?\x1b\[1A\x1b\[2K)*", re.DOTALL)
 CURSOR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-HJKhl]|\r")
@@ -68,18 +75,23 @@ def printed(output: str) -> str:
     return CURSOR_CODES.sub("", SPINNER.sub("", output)).strip("\n")
 
 
+def run(command: str, exit_code: int, folder: Path) -> str:
+    """Run one command to its end; returns it with its output. Raises RuntimeError for another exit code."""
+    terminal = Terminal(command, folder)
+    piece = f"$ {command}\n{printed(terminal.read_until(lambda _: False))}\n"
+    if terminal.process.wait() != exit_code:
+        raise RuntimeError(f"exit code {terminal.process.returncode} instead of {exit_code}:\n{piece}")
+    return piece
+
+
 def record(folder: Path) -> list[str]:
     """Run the session; returns pieces of text with ANSI colours."""
-    pieces = []
+    pieces = [run(command, exit_code, folder) for command, exit_code in BEFORE.items()]
     server = Terminal(SERVE, folder)
     try:
-        output = printed(server.read_until(lambda text: "ready" in printed(text) and text.endswith("\n")))
+        output = printed(server.read_until(lambda text: "Ctrl-C" in text and text.endswith("\n")))
         pieces.append(f"$ {SERVE} &\n{output}\n")
-        for command in COMMANDS:
-            terminal = Terminal(command, folder)
-            pieces.append(f"$ {command}\n{printed(terminal.read_until(lambda _: False))}\n")
-            if terminal.process.wait() != 0:
-                raise RuntimeError(f"{command} failed:\n{pieces[-1]}")
+        pieces += [run(command, exit_code, folder) for command, exit_code in ASKED.items()]
     finally:
         server.process.send_signal(signal.SIGTERM)
         server.process.wait()
@@ -101,7 +113,9 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        shutil.copytree(ROOT / "examples" / "tiny-chat", folder / "tiny-chat")
+        for example in ("hello", "tiny-chat"):
+            shutil.copytree(ROOT / "examples" / example, folder / example)
+        (folder / "hello" / "config.yaml").write_text(MISTAKES)
         OUTPUT.write_text(draw(record(folder)))
     print(f"wrote {OUTPUT.relative_to(ROOT)}")
     return 0

@@ -9,13 +9,11 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-# The trained tiny-chat checkpoint; absent only while that part of the tree is.
-pytest_plugins = ["fixtures_checkpoint"] if find_spec("fixtures_checkpoint") else []
+pytest_plugins = ["fixtures_checkpoint"]
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 # Inherited by every process a test starts, so that one left behind is found whoever its parent is now.
