@@ -28,9 +28,9 @@ find_python() {
 }
 
 python=${wanted:-$(find_python)}
-[ -n "$python" ] || fail "modelkit needs Python 3.11 or newer, and found $(python3 --version 2>&1 || echo none)." \
+[ -n "$python" ] || fail "modelkit needs Python 3.11 or newer, and found $(python3 --version 2>/dev/null || echo none)." \
     "Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv) or name yours: make PYTHON=/path/to/python3"
-new_enough "$python" || fail "modelkit needs Python 3.11 or newer; '$python' is $("$python" --version 2>&1 || echo missing)." \
+new_enough "$python" || fail "modelkit needs Python 3.11 or newer; '$python' is $("$python" --version 2>/dev/null || echo missing)." \
     "Name another one: make PYTHON=/path/to/python3"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python cannot make virtual environments." \
     "Debian, Ubuntu: sudo apt-get install python3-venv"

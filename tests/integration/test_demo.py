@@ -48,3 +48,18 @@ def test_an_interrupted_demo_leaves_nothing(tiny_chat_checkpoint, sent):
     for pid in servers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_demo_that_fails_shows_the_log_of_the_server(tiny_chat_checkpoint, tmp_path):
+    broken = tmp_path / "modelkit"
+    broken.write_text("#!/bin/sh\necho the weights are gone\nexit 3\n")
+    broken.chmod(0o755)
+    program = (
+        f"import demo, pathlib; demo.MODELKIT = pathlib.Path({str(broken)!r}); raise SystemExit(demo.main())"
+    )
+    demo = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=False
+    )
+    assert demo.returncode == 1
+    assert "the weights are gone" in demo.stderr
+    assert "demo failed: the server ended with exit code 3 before it was ready" in demo.stderr
