@@ -9,24 +9,29 @@ import dataclasses
 import enum
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from modelkit.datatypes import Audio, Image, Tensor, Text, Video
 from modelkit.inference.v1 import inference_pb2 as pb
 
-__all__ = ["decode", "decode_arguments", "encode", "encode_arguments"]
+__all__ = ["MAX_DEPTH", "decode", "decode_arguments", "encode", "encode_arguments"]
 
 _MIN_INT, _MAX_INT = -(2**63), 2**63 - 1
 
+# How deep lists and dicts may stand in each other. Every reader of protobuf stops at 100 nested messages, and a dict
+# takes three of them (Value, MapValue, MapEntry); a sender that went on would only be told "error parsing message".
+MAX_DEPTH: Final = 31
 
-def encode(value: Any) -> pb.Value:
-    """Turn a Python value into a Value.
+
+def encode(value: Any, depth: int = 0) -> pb.Value:
+    """Turn a Python value into a Value; `depth` is how many containers it stands in already.
 
     Raises TypeError for a type that has no place in the contract and ValueError for a value that does not fit (an
-    integer beyond 64 bits, a lone surrogate, an object array); both messages say where inside the value it is.
+    integer beyond 64 bits, a lone surrogate, an object array, more than MAX_DEPTH containers in each other); both
+    messages say where inside the value it is.
     """
     encoder = _ENCODERS.get(type(value))
-    return encoder(value) if encoder else _encode_other(value)
+    return encoder(value) if encoder else _encode_other(value, depth)
 
 
 def decode(message: pb.Value) -> Any:
@@ -39,7 +44,7 @@ def decode(message: pb.Value) -> Any:
 
 def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, pb.Value]:
     """Encode the arguments of a call by name. Errors as `encode`, each naming the argument."""
-    return {name: _encode_member(name, value) for name, value in arguments.items()}
+    return {name: _encode_member(name, value, 0) for name, value in arguments.items()}
 
 
 def decode_arguments(arguments: Mapping[str, pb.Value]) -> dict[str, Any]:
@@ -59,14 +64,25 @@ def _encode_int(value: int) -> pb.Value:
     return pb.Value(int_value=value)
 
 
-def _encode_list(value: Any) -> pb.Value:
-    items = [_encode_member(f"[{index}]", item) for index, item in enumerate(value)]
+def _encode_str(value: str) -> pb.Value:
+    try:
+        return pb.Value(string_value=value)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not a valid Unicode string ({error.reason})") from error
+
+
+def _encode_list(value: Any, depth: int) -> pb.Value:
+    items = [_encode_member(f"[{index}]", item, depth) for index, item in enumerate(value)]
     return pb.Value(list_value=pb.ListValue(items=items))
 
 
-def _encode_dict(value: Mapping[Any, Any]) -> pb.Value:
+def _encode_set(value: Any, depth: int) -> pb.Value:
+    return _encode_list(sorted(value, key=repr), depth)
+
+
+def _encode_dict(value: Mapping[Any, Any], depth: int) -> pb.Value:
     entries = [
-        pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item))
+        pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item, depth))
         for key, item in value.items()
     ]
     return pb.Value(map_value=pb.MapValue(entries=entries))
@@ -76,7 +92,7 @@ def _encode_key(key: Any) -> str:
     if isinstance(key, enum.Enum):
         key = key.value
     if isinstance(key, str):
-        return key
+        return _encode_str(key).string_value
     if isinstance(key, (bool, int, float)):
         return str(key)
     raise TypeError(f"cannot send a dict key of type {type(key).__name__}; keys are strings or numbers")
@@ -86,16 +102,13 @@ def _encode_tensor(value: Tensor) -> pb.Value:
     return pb.Value(tensor_value=pb.Tensor(shape=value.shape, dtype=value.dtype, data=value.data))
 
 
-def _encode_member(place: str, value: Any) -> pb.Value:
+def _encode_member(place: str, value: Any, depth: int) -> pb.Value:
     """Encode a part of a larger value; an error says which part."""
     try:
-        return encode(value)
-    except RecursionError as error:
-        raise ValueError(f"{place}: nested too deeply, or it contains itself") from error
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: not a valid Unicode string ({error.reason})") from error
+        return encode(value, depth)
     except (TypeError, ValueError) as error:
-        raise type(error)(_join(place, str(error))) from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(_join(place, str(error))) from error
 
 
 def _join(place: str, message: str) -> str:
@@ -103,19 +116,29 @@ def _join(place: str, message: str) -> str:
     return place + message if message.startswith((".", "[")) else f"{place}: {message}"
 
 
-def _encode_other(value: Any) -> pb.Value:
-    """Encode a value whose exact type is not in the table: a subclass, or an object of a library."""
+def _encode_other(value: Any, depth: int) -> pb.Value:
+    """Encode a container, a subclass of a type in the table, or an object of a library."""
     if isinstance(value, enum.Enum):
-        return encode(value.value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _encode_dict({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return encode(value.value, depth)
     for base, encoder in _ENCODERS.items():
         if isinstance(value, base):
             return encoder(value)
+    for kind, container in _CONTAINERS.items():
+        if isinstance(value, kind):
+            return _encode_container(container, value, depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        members = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _encode_container(_encode_dict, members, depth)
     converted = _convert_foreign(value)
     if converted is None:
         raise TypeError(f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}")
-    return encode(converted)
+    return encode(converted, depth)
+
+
+def _encode_container(encoder: Callable[[Any, int], pb.Value], value: Any, depth: int) -> pb.Value:
+    if depth >= MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep, or it contains itself")
+    return encoder(value, depth + 1)
 
 
 def _convert_foreign(value: Any) -> Any:
@@ -130,16 +153,17 @@ def _convert_foreign(value: Any) -> Any:
     if numpy and isinstance(value, numpy.ndarray):
         return Tensor.from_numpy(value)
     if numpy and isinstance(value, numpy.generic):
-        return value.item()
+        item = value.item()
+        return None if isinstance(item, numpy.generic) else item  # longdouble stays what it is
     pil = sys.modules.get("PIL.Image")
     if pil and isinstance(value, pil.Image):
         return Image.from_pil(value)
     return None
 
 
-# The base of another (int of bool, str of a str subclass) comes after it: subclasses are looked up in this order.
+# The base of another (int of bool) comes after it: subclasses are looked up in this order.
 _ENCODERS: dict[type, Callable[[Any], pb.Value]] = {
-    str: lambda value: pb.Value(string_value=value),
+    str: _encode_str,
     bool: lambda value: pb.Value(bool_value=value),
     int: _encode_int,
     float: lambda value: pb.Value(float_value=value),
@@ -147,11 +171,6 @@ _ENCODERS: dict[type, Callable[[Any], pb.Value]] = {
     bytearray: lambda value: pb.Value(bytes_value=bytes(value)),
     memoryview: lambda value: pb.Value(bytes_value=bytes(value)),
     type(None): lambda _: pb.Value(null_value=pb.NULL_VALUE_UNSPECIFIED),
-    list: _encode_list,
-    tuple: _encode_list,
-    set: lambda value: _encode_list(sorted(value, key=repr)),
-    frozenset: lambda value: _encode_list(sorted(value, key=repr)),
-    dict: _encode_dict,
     Text: lambda value: pb.Value(text_value=pb.Text(text=value.text, token_ids=value.token_ids)),
     Tensor: _encode_tensor,
     Image: lambda value: pb.Value(image_value=pb.Image(data=value.data, media_type=value.media_type)),
@@ -161,6 +180,15 @@ _ENCODERS: dict[type, Callable[[Any], pb.Value]] = {
         )
     ),
     Video: lambda value: pb.Value(video_value=pb.Video(data=value.data, media_type=value.media_type)),
+}
+
+_CONTAINERS: dict[type, Callable[[Any, int], pb.Value]] = {
+    dict: _encode_dict,
+    list: _encode_list,
+    tuple: _encode_list,
+    set: _encode_set,
+    frozenset: _encode_set,
+    Mapping: _encode_dict,
 }
 
 

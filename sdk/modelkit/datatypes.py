@@ -112,6 +112,8 @@ _ITEM_BYTES = {
     "complex64": 8,
     "complex128": 16,
 }
+# What every numpy can hold; an empty array (a size of 0) may have large other sizes, but not any.
+_MAX_DIMENSIONS, _MAX_ELEMENTS = 32, 2**58
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,10 @@ class Tensor:
             raise ValueError(f"unknown dtype '{self.dtype}'; known are {', '.join(_ITEM_BYTES)}")
         if any(size < 0 for size in self.shape):
             raise ValueError(f"shape {self.shape} has a negative size")
+        if len(self.shape) > _MAX_DIMENSIONS or math.prod(filter(None, self.shape)) > _MAX_ELEMENTS:
+            raise ValueError(
+                f"a shape of {len(self.shape)} dimensions or this size cannot be an array: {self.shape[:8]}"
+            )
         expected = math.prod(self.shape) * _ITEM_BYTES[self.dtype]
         if len(self.data) != expected:
             raise ValueError(
