@@ -122,12 +122,13 @@ def _parse_text(wanted: "TypeDescription", text: str) -> Any:
 
 def _first_that_fits(wanted: "TypeDescription", text: str) -> Any:
     """Try the members of a union, the strictest first: any text is a string, and few are a number."""
+    reasons = []
     for member in sorted(_members(wanted), key=lambda member: member.kind in {*_TEXT_KINDS, "bytes"}):
         try:
             return _parse_text(member, text)
-        except ValueError:
-            continue
-    raise ValueError(f"'{text}' fits none of its types")
+        except ValueError as error:
+            reasons += [str(error)] if member.kind != "null" else []
+    raise ValueError(reasons[0] if len(reasons) == 1 else f"'{text}' fits none of its types")
 
 
 def _whole_number(text: str) -> int:

@@ -32,11 +32,37 @@ def command(
     with connect(address, api_key_env, tls=tls, ca=ca) as client:
         model = client.describe(timeout_s=timeout)
     if json:
-        console.json(plain(asdict(model)))
+        console.json(_as_json(model))
         return
     console.result(_heading(model))
     for method in model.methods:
         console.result("\n" + _describe_method(method, address))
+
+
+def _as_json(model: "ModelDescription") -> dict[str, Any]:
+    """Return the description without what is empty, with signature and example beside the structure."""
+    described: dict[str, Any] = _without_empty(plain(asdict(model)))
+    described["ready"] = model.ready
+    described["methods"] = [
+        {
+            "signature": str(method),
+            "example": example_command(method),
+            **_without_empty(plain(asdict(method))),
+        }
+        for method in model.methods
+    ]
+    return described
+
+
+def _without_empty(value: Any) -> Any:
+    """Leave out what says nothing; a default of None says something."""
+    if isinstance(value, dict):
+        kept = {key: _without_empty(item) for key, item in value.items()}
+        empty = [key for key, item in kept.items() if item in (None, "", [], {}, False)]
+        if value.get("has_default"):
+            empty = [key for key in empty if key != "default"]
+        return {key: item for key, item in kept.items() if key not in {*empty, "has_default"}}
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value
 
 
 def _heading(model: "ModelDescription") -> str:

@@ -65,6 +65,8 @@ def command(
     ca: CaPath = None,
 ) -> None:
     """Call a served model and print its answer."""
+    if save is not None and not save.parent.is_dir():  # known before the model has worked for nothing
+        raise UsageError(f"cannot write '{save}': its folder does not exist", cure="give --save another file")
     with connect(address, api_key_env, tls=tls, ca=ca) as client:
         if wait is not None:
             with console.status(f"waiting for {client.address}"):

@@ -15,7 +15,7 @@ def bind(method: MethodDescription, args: Sequence[Any], kwargs: Mapping[str, An
     known = [argument.name for argument in method.arguments]
     violations += [Violation(name, _unknown(name, known)) for name in arguments if name not in known]
     violations += [
-        Violation(argument.name, f"is missing; it is a {argument.type}")
+        Violation(argument.name, f"is missing; its type is {argument.type}")
         for argument in method.arguments
         if argument.required and argument.name not in arguments
     ]

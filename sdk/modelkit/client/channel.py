@@ -35,7 +35,7 @@ def headers_for(settings: Settings, request_id: str) -> tuple[tuple[str, str], .
 
 def inference_stub(channel: Any) -> Any:
     """Return the contract's methods on a channel of either kind; the generated class has no annotations."""
-    return InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+    return InferenceServiceStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:
@@ -69,4 +69,4 @@ def _read(path: str | Path | None, what: str) -> bytes | None:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {what} '{path}': {error.strerror}") from error
+        raise UsageError(f"cannot read {what} '{path}': {error.strerror}", cure="name a PEM file") from error

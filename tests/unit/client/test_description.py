@@ -88,7 +88,7 @@ def test_positional_arguments_take_their_names_in_order():
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((), {}, "'text' is missing; it is a str"),
+        ((), {}, "'text' is missing; its type is str"),
         (("a",), {"max_word": 3}, "'max_word' is not an argument; did you mean 'max_words'?"),
         (("a",), {"zzz": 3}, "'zzz' is not an argument"),
         (("a",), {"text": "b"}, "'text' is given twice"),

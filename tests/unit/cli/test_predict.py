@@ -1,0 +1,365 @@
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modelkit import Image, Model, Tensor, Text, method
+from modelkit.cli.app import main
+from modelkit.cli.arguments import parse_pairs, parse_value
+from modelkit.cli.predict import choose_method
+from modelkit.client import ArgumentDescription, MethodDescription, ModelDescription, TypeDescription
+from modelkit.errors import UsageError
+from modelkit.testing import run_server
+
+STR, INT, FLOAT, BOOL, NULL = (TypeDescription(kind) for kind in ("string", "int", "float", "bool", "null"))
+
+
+@dataclass
+class Person:
+    name: str
+    age: int = 0
+
+
+class Zoo(Model):
+    """One method for each thing the command line must carry."""
+
+    @method
+    def predict(self, prompt: str, times: int = 1) -> str:
+        """Repeat a prompt."""
+        self.report_usage(prompt_tokens=1, output_tokens=times)
+        return prompt * times
+
+    @method
+    def generate(self, prompt: str, times: int = 3, system: str = "") -> Iterator[str]:
+        """Repeat a prompt piece by piece."""
+        for number in range(times):
+            self.report_usage(prompt_tokens=2, output_tokens=number + 1)
+            yield f"{system}{prompt} "
+            time.sleep(0.01)
+        self.request.response_metadata["finish_reason"] = "length"
+
+    @method
+    def tokens(self, prompt: str) -> Iterator[Text]:
+        for word in prompt.split():
+            yield Text(word, (1,))
+
+    @method
+    def numbers(self, n: int) -> Iterator[dict[str, int]]:
+        for number in range(n):
+            yield {"n": number}
+
+    @method
+    def slow(self, marker: str) -> Iterator[str]:
+        try:
+            for number in range(10_000):
+                yield f"{number}\n"
+                time.sleep(0.01)
+        finally:
+            Path(marker).touch()
+
+    @method
+    async def shout(self, lines: AsyncIterator[str], mark: str = "!") -> AsyncIterator[str]:
+        async for line in lines:
+            yield line.upper() + mark
+
+    @method
+    def types(
+        self, anything: Any = None, flags: list[bool] | None = None, person: Person | None = None
+    ) -> dict[str, Any]:
+        return {"anything": anything, "flags": flags, "person": None if person is None else person.name}
+
+    @method
+    def picture(self, image: Image | None = None) -> Image:
+        return image or Image(b"\x89PNG\x00", "image/png")
+
+    @method
+    def array(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.fixture(scope="module")
+def server():
+    with run_server(Zoo) as server:
+        yield server
+
+
+@pytest.fixture
+def predict(server, monkeypatch, capsys):
+    """Run `modelkit predict` in this process; returns exit code, stdout, stderr."""
+
+    def run(*arguments, stdin=None):
+        class Stdin(io.TextIOWrapper):
+            def isatty(self):
+                return stdin is None
+
+        monkeypatch.setattr("sys.stdin", Stdin(io.BytesIO(stdin.encode() if stdin else b"")))
+        code = main(["predict", "--address", server.address, *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_a_text_streams_from_generate(predict):
+    code, out, err = predict("ab")
+    assert (code, out) == (0, "ab ab ab \n")
+    assert err.startswith("3 tokens · TTFT ")
+    assert "tokens/s · finish: length" in err
+
+
+def test_without_streaming_predict_answers(predict):
+    code, out, err = predict("ab", "--no-stream", "-i", "times=2")
+    assert (code, out) == (0, "abab\n")
+    assert err.startswith("2 tokens · ")
+
+
+def test_quiet_prints_the_answer_only(predict):
+    assert predict("ab", "-q") == (0, "ab ab ab \n", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_text_comes_from_a_pipe(predict, arguments):
+    assert predict(*arguments, "-m", "tokens", stdin="to be")[:2] == (0, "tobe\n")
+
+
+def test_stdin_is_left_alone_where_arguments_are_given(predict):
+    assert predict("-i", "prompt=x", "-i", "times=1", stdin="not this")[1] == "x \n"
+
+
+def test_all_arguments_as_json(predict, tmp_path):
+    (tmp_path / "arguments.json").write_text('{"prompt": "x", "times": 1}')
+    for source, stdin in [('{"prompt": "x", "times": 1}', None), (f"@{tmp_path}/arguments.json", None), ("@-", '{"prompt": "x", "times": 1}')]:  # fmt: skip
+        assert predict("--json", source, stdin=stdin)[1] == "x \n"
+    assert predict("--json", '{"prompt": "x"}', "-i", "times=2")[1] == "x x \n"  # -i wins
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_json_that_is_not_arguments(predict, text):
+    code, _, err = predict("--json", text)
+    assert code == 2
+    assert "write --json '{" in err
+
+
+def test_items_that_are_not_text_are_json_lines(predict):
+    code, out, err = predict("-m", "numbers", "-i", "n=2")
+    assert [json.loads(line) for line in out.replace("}\n{", "}\n\n{").split("\n\n")] == [{"n": 0}, {"n": 1}]
+    assert err.startswith("2 items · first after ")
+    assert code == 0
+
+
+def test_the_answer_as_json(predict):
+    code, out, err = predict("ab", "-o", "json")
+    answer = json.loads(out)
+    assert code == 0
+    assert err == ""
+    assert answer["result"] == "ab ab ab "
+    assert answer["usage"] == {"prompt_tokens": 2, "output_tokens": 3, "cached_tokens": 0}
+    assert len(answer["request_id"]) == 32
+    assert answer["metadata"] == {"finish_reason": "length"}
+    assert 0 < answer["timing"]["ttft_ms"] <= answer["timing"]["total_ms"]
+    assert answer["timing"]["output_tokens_per_s"] > 0
+
+
+def test_lines_of_stdin_are_the_items_of_a_bidirectional_method(predict):
+    assert predict("-m", "shout", stdin="a\nb\n")[:2] == (0, "A!\nB!\n")
+    assert predict("hello", "-m", "shout", "-i", "mark=?")[1] == "HELLO?\n"
+
+
+def test_values_of_many_types(predict):
+    code, out, _ = predict(
+        "-m", "types", "-i", 'anything={"a": [1, 2.5]}', "-i", "flags=yes", "-i", "flags=0", "-i", 'person={"name": "Ada"}'
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out) == {"anything": {"a": [1, 2.5]}, "flags": [True, False], "person": "Ada"}
+
+
+def test_an_image_goes_out_and_comes_back(predict, tmp_path):
+    (tmp_path / "in.png").write_bytes(b"\x89PNG\x01")
+    code, out, err = predict(
+        "-m", "picture", "-i", f"image=@{tmp_path}/in.png", "--save", f"{tmp_path}/out.png"
+    )
+    assert (code, out) == (0, "")
+    assert f"wrote {tmp_path}/out.png" in err
+    assert (tmp_path / "out.png").read_bytes() == b"\x89PNG\x01"
+
+
+def test_bytes_never_reach_the_terminal(predict):
+    assert predict("-m", "picture")[1] == "<image/png, 5 bytes; --save FILE writes it to a file>\n"
+    answer = json.loads(predict("-m", "picture", "-o", "json")[1])
+    assert base64.b64decode(answer["result"]["base64"]) == b"\x89PNG\x00"
+
+
+def test_an_array_goes_out_and_comes_back(predict, tmp_path):
+    np.save(tmp_path / "in.npy", np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert predict("-m", "array", "-i", f"x=@{tmp_path}/in.npy", "--save", f"{tmp_path}/out.npy")[0] == 0
+    assert np.load(tmp_path / "out.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert "tensor of float32, shape (2, 3)" in predict("-m", "array", "-i", f"x=@{tmp_path}/in.npy")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "pedict"], "did you mean 'predict'?"),
+        (["x", "-i", "tims=1"], "generate has no argument 'tims'; did you mean 'times'?"),
+        (["x", "-i", "times=many"], "times: 'many' is not a whole number"),
+        (["x", "-i", "times"], "'-i times' has no value"),
+        (["x", "-i", "times=1", "-i", "times=2"], "times is given 2 times"),
+        (["-m", "picture", "-i", "image=cat.png"], "write @cat.png to read one"),
+        (["-m", "picture", "-i", "image=@/nonexistent"], "cannot read '/nonexistent': No such file"),
+        (["-m", "array", "-i", f"x=@{__file__}"], "is not a .npy file"),
+        (["x", "-m", "numbers"], "numbers has no argument for a text"),
+        (["-m", "numbers"], "'n' is missing"),
+        (["-m", "types", "-i", "flags=maybe"], "'maybe' is none of true, yes"),
+        (["x", "--save", "/nonexistent/file"], "cannot write '/nonexistent/file'"),
+        (["x", "--api-key-env", "NO_SUCH_KEY"], "'NO_SUCH_KEY' has no API key"),
+        (["x", "--ca", "/nonexistent"], "cannot read the CA file"),
+    ],
+)
+def test_mistakes_are_explained_before_anything_is_sent(predict, arguments, message):
+    code, out, err = predict(*arguments)
+    assert code in {1, 2}
+    assert out == ""
+    assert message in err
+    assert "help: " in err
+
+
+def test_no_server_is_exit_code_1(capsys):
+    assert main(["predict", "hi", "--address", "localhost:1"]) == 1
+    assert capsys.readouterr().err == (
+        "error: cannot connect to localhost:1: no server listens there\n"
+        "  help: start a server with `modelkit serve PATH --local`, or name another with --address or MODELKIT_ADDRESS\n"
+    )
+
+
+def test_a_timeout_is_exit_code_1(predict, tmp_path):
+    code, out, err = predict("-m", "slow", "-i", f"marker={tmp_path}/closed", "--timeout", "0.5")
+    assert code == 1
+    assert out.startswith("0\n1\n")
+    assert "within 0.5 s" in err
+
+
+def test_waiting_for_a_model_that_is_ready_is_short(predict):
+    assert predict("x", "-i", "times=1", "--wait", "5")[1] == "x \n"
+
+
+def test_ctrl_c_reaches_the_model(server, tmp_path):
+    marker = tmp_path / "closed"
+    words = ["predict", "-m", "slow", "-i", f"marker={marker}", "--address", server.address]
+    with subprocess.Popen(
+        [sys.executable, "-m", "modelkit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"0\n"  # printed while the model is still at work
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == b""
+    wait_for(marker)
+
+
+def test_a_closed_pipe_reaches_the_model(server, tmp_path):
+    marker = tmp_path / "closed"
+    words = ["predict", "-m", "slow", "-i", f"marker={marker}", "--address", server.address]
+    with subprocess.Popen(
+        [sys.executable, "-m", "modelkit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.wait(10) == 1
+        assert process.stderr.read() == b""
+    wait_for(marker)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 5
+    while not path.exists():
+        assert time.monotonic() < deadline, "the model was not stopped"
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------- without a server
+
+
+def model(*names):
+    return ModelDescription(
+        "m", "", tuple(MethodDescription(name, "unary", (), STR) for name in names), True, "", ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "stream", "chosen"),
+    [
+        (("generate", "predict"), True, "generate"),
+        (("generate", "predict"), False, "predict"),
+        (("generate", "other"), False, "generate"),
+        (("other", "predict"), True, "predict"),
+        (("other",), True, "other"),
+    ],
+)
+def test_the_method_most_callers_mean(names, stream, chosen):
+    assert choose_method(model(*names), None, stream=stream).name == chosen
+
+
+def test_several_methods_are_listed():
+    with pytest.raises(UsageError, match="several methods") as raised:
+        choose_method(model("a", "b"), None, stream=True)
+    assert raised.value.cure == "add --method a or --method b"
+    with pytest.raises(UsageError, match="no methods yet"):
+        choose_method(model(), None, stream=True)
+
+
+def union(*members):
+    return TypeDescription("union", members)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "value"),
+    [
+        (STR, "1", "1"),
+        (STR, "@@home", "@home"),
+        (INT, "-3", -3),
+        (FLOAT, "1e-3", 0.001),
+        (FLOAT, "2", 2.0),
+        (BOOL, "No", False),
+        (union(STR, NULL), "null", None),
+        (union(STR, NULL), "x", "x"),
+        (union(STR, INT), "5", 5),
+        (union(INT, FLOAT), "1.5", 1.5),
+        (TypeDescription("choice", choices=("a", 2)), "2", 2),
+        (TypeDescription("bytes"), "é", b"\xc3\xa9"),
+        (TypeDescription("map"), '{"a": 1}', {"a": 1}),
+        (TypeDescription("any"), "plain words", "plain words"),
+        (TypeDescription("any"), "[1]", [1]),
+        (TypeDescription("list", (INT,)), "[1, 2]", [1, 2]),
+    ],
+)
+def test_text_becomes_what_the_type_asks_for(wanted, text, value):
+    parsed = parse_value(ArgumentDescription("a", wanted), text)
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+def test_files_are_read_by_type(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    for wanted, value in [(STR, "words"), (TypeDescription("bytes"), b"words"), (union(TypeDescription("image"), NULL), Image(b"words", "text/plain"))]:  # fmt: skip
+        assert parse_value(ArgumentDescription("a", wanted), f"@{tmp_path}/a.txt") == value
+
+
+def test_a_list_may_be_given_item_by_item():
+    described = MethodDescription("m", "unary", (ArgumentDescription("stop", union(TypeDescription("list", (STR,)), NULL)),), STR)  # fmt: skip
+    assert parse_pairs(described, ["stop=a", "stop=b"]) == {"stop": ["a", "b"]}
+    assert parse_pairs(described, ["stop=a"]) == {"stop": ["a"]}
+    assert parse_pairs(described, ['stop=["a", "b"]']) == {"stop": ["a", "b"]}
+
+
+def test_a_near_choice_is_suggested():
+    argument = ArgumentDescription("color", TypeDescription("choice", choices=("red", "green")))
+    with pytest.raises(UsageError, match="color: 'gren' is none of red, green; did you mean 'green'"):
+        parse_value(argument, "gren")
