@@ -25,7 +25,8 @@ def main(command: list[str]) -> int:
     """Run the command until it ends or standard input does."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the terminal's Ctrl-C reaches modelkit, which decides
+        # The terminal's Ctrl-C reaches modelkit too, which decides. A handler, for SIG_IGN would be inherited.
+        signal.signal(number, lambda *_: None)
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
@@ -42,7 +43,8 @@ def main(command: list[str]) -> int:
             break
     code = child.poll()
     _end_everything(child.pid)
-    code = child.wait() if code is None else code
+    if code is None:
+        return 128 + signal.SIGTERM
     return code if code >= 0 else 128 - code
 
 

@@ -1,0 +1,108 @@
+"""LMDeploy: `lmdeploy serve api_server`, with the TurboMind or the PyTorch back end.
+
+https://lmdeploy.readthedocs.io/en/latest/llm/api_server.html
+"""
+
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from modelkit.engines.base import Chunk, GenerationRequest
+from modelkit.engines.child import ChildEngine
+from modelkit.engines.flags import Flags, choice, flag, pairs, switch
+from modelkit.engines.process import Stage
+from modelkit.engines.stops import StopMatcher
+from modelkit.errors import InvalidArgumentError, UsageError
+
+__all__ = ["LmdeployEngine"]
+
+BACKENDS = ("turbomind", "pytorch")
+
+
+def _speculative(value: Mapping[str, Any]) -> list[str]:
+    """Spell vLLM's speculative settings as LMDeploy's."""
+    names = {
+        "method": "--speculative-algorithm",
+        "model": "--speculative-draft-model",
+        "num_speculative_tokens": "--speculative-num-draft-tokens",
+    }
+    return [part for key, item in value.items() for part in (names.get(key, f"--{key}"), str(item))]
+
+
+class LmdeployEngine(ChildEngine):
+    """Runs LMDeploy's API server. `engine.args.backend` is turbomind (the default) or pytorch."""
+
+    name = "lmdeploy"
+    flags: ClassVar[Flags] = {
+        "tensor_parallel_size": flag("--tp"),
+        "max_model_len": flag("--session-len"),
+        "dtype": choice("--dtype", {"auto": "auto", "float16": "float16", "bfloat16": "bfloat16"}),
+        "quantization": flag("--model-format"),
+        "gpu_memory_utilization": flag("--cache-max-entry-count"),
+        "enable_prefix_caching": switch("--enable-prefix-caching"),
+        "enable_chunked_prefill": lambda _: [],  # always on; its size is --max-prefill-token-num
+        "max_num_seqs": flag("--max-batch-size"),
+        "kv_cache_dtype": choice("--quant-policy", {name: name for name in ("int4", "int8", "fp8", "fp8_e5m2")} | {"auto": ""}),
+        "speculative": _speculative,
+        "tool_call_parser": flag("--tool-call-parser"),
+        "reasoning_parser": flag("--reasoning-parser"),
+        "lora_modules": pairs("--adapters"),
+        "trust_remote_code": switch("--trust-remote-code"),
+    }
+    stages: ClassVar[Sequence[Stage]] = (
+        Stage("loading weights", re.compile(r"Loading weights|Convert to turbomind|loading checkpoint", re.IGNORECASE)),
+        Stage("allocating the KV cache", re.compile(r"BlockManager|max_block_count|num_gpu_blocks|cache_config")),
+        Stage("warming up", re.compile(r"[Ww]armup|capture graph", re.IGNORECASE)),
+        Stage("starting the server", re.compile(r"HINT:|Uvicorn running|Application startup complete")),
+    )
+
+    @property
+    def backend(self) -> str:
+        """Which of LMDeploy's two engines runs the model."""
+        backend = self.config.args.get("backend", BACKENDS[0])
+        if backend not in BACKENDS:
+            raise UsageError(f"LMDeploy has no backend '{backend}'", cure=f"use one of: {', '.join(BACKENDS)}")
+        return str(backend)
+
+    def command(self, python: str, port: int) -> list[str]:
+        """Return the launch of the API server."""
+        return [
+            *(python, "-m", "lmdeploy", "serve", "api_server", str(self.checkpoint_dir)),
+            *("--backend", self.backend, "--model-name", self.served_name),
+            *("--server-name", "127.0.0.1", "--server-port", str(port)),
+        ]
+
+    def arguments(self) -> list[str]:
+        """Leave `backend` out: it is in the command."""
+        arguments = super().arguments()
+        if "--backend" in arguments:
+            at = arguments.index("--backend")
+            del arguments[at : at + 2]
+        return arguments
+
+    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Spell min_tokens its way; and say so where TurboMind would ignore a field without a word."""
+        if self.backend == "turbomind" and (body.get("n") or 1) != 1:
+            raise InvalidArgumentError("TurboMind makes one answer a request", cure="send n requests")
+        for penalty in ("presence_penalty", "frequency_penalty"):
+            if self.backend == "turbomind" and body.get(penalty):
+                raise InvalidArgumentError(f"TurboMind has no {penalty}", cure="use repetition_penalty")
+        if "min_tokens" in body:
+            body["min_new_tokens"] = body.pop("min_tokens")
+        return body
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Cut at stop strings here: TurboMind ignores those of more than one token."""
+        matcher = StopMatcher(request.sampling.stop)
+        async with aclosing(super().generate(request)) as chunks:
+            async for chunk in chunks:
+                text = matcher.feed(chunk.text)
+                if matcher.stopped:
+                    yield replace(chunk, text=text, finish_reason="stop")
+                    return
+                if chunk.finish_reason:
+                    text += matcher.flush()
+                if text or chunk.finish_reason:
+                    yield replace(chunk, text=text)

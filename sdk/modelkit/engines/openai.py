@@ -1,0 +1,186 @@
+"""Engines behind an OpenAI-compatible HTTP server; and the engine `openai`, a server that already runs."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from modelkit.config import EngineConfig
+from modelkit.engines.base import Chunk, Engine, FinishReason, GenerationRequest
+from modelkit.engines.sampling import SamplingParams
+from modelkit.engines.upstream import Upstream
+from modelkit.errors import EngineError, InvalidArgumentError, LoadError
+
+__all__ = ["OpenAIEngine", "RemoteEngine"]
+
+# What OpenAI's own API does not have. A value that asks for nothing is left out, for servers that know no such field.
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
+_FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+    "abort": "abort",
+}
+
+
+class OpenAIEngine(Engine):
+    """Base of engines with an HTTP server: the raw dialect is passed on, the typed one is made of it.
+
+    A subclass sets `upstream` in `start`, and overrides `adapt` where its server spells a field its own way.
+    """
+
+    upstream: Upstream
+    # The name that requests give; servers differ in how strictly they check it.
+    served_name: str
+    # Whether each streamed chunk can tell the totals so far (vLLM's continuous_usage_stats).
+    streams_usage: ClassVar[bool] = False
+
+    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a request's body as this engine's server wants it."""
+        return body
+
+    async def close(self) -> None:
+        """Close the connections to the server."""
+        if hasattr(self, "upstream"):
+            await self.upstream.close()
+
+    async def openai(self, endpoint: str, body: bytes) -> bytes:
+        """Pass one OpenAI request on and return the response unread."""
+        return await self.upstream.post(endpoint, self._prepare(body))
+
+    async def openai_stream(self, endpoint: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        """Pass one OpenAI request on and yield each chunk unread."""
+        async with aclosing(self.upstream.stream(endpoint, self._prepare(body))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Stream the answer to one request; the totals are the engine's own where it streams them."""
+        endpoint, body = self._body(request)
+        state = _Answer()
+        async with aclosing(self.upstream.stream(endpoint, orjson.dumps(self.adapt(body)))) as events:
+            async for event in events:
+                chunk = state.read(orjson.loads(event))
+                if chunk is not None:
+                    yield chunk
+        yield state.last()
+
+    def _prepare(self, body: bytes) -> bytes:
+        """Put the served name in; callers may call the model by its id, or by no name at all."""
+        try:
+            parsed = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidArgumentError(f"the request is not JSON: {error}") from error
+        if not isinstance(parsed, dict):
+            raise InvalidArgumentError("the request is not a JSON object")
+        if parsed.get("model") in (None, "", self.model_id):
+            parsed["model"] = self.served_name
+        return orjson.dumps(self.adapt(parsed))
+
+    def _body(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
+        """Return the endpoint and the body for a typed request."""
+        options: dict[str, Any] = {"include_usage": True}
+        if self.streams_usage:
+            options["continuous_usage_stats"] = True
+        body: dict[str, Any] = {"model": self.served_name, "stream": True, "stream_options": options}
+        body |= _sampling_fields(request.sampling)
+        if request.messages is None:
+            prompt = request.prompt if request.prompt_token_ids is None else list(request.prompt_token_ids)
+            return "/completions", body | {"prompt": prompt}
+        body["messages"] = list(request.messages)
+        if request.tools:
+            body["tools"] = list(request.tools)
+        if request.chat_template_kwargs:
+            body["chat_template_kwargs"] = dict(request.chat_template_kwargs)
+        return "/chat/completions", body
+
+
+def _sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
+    """Return the fields that a request sets; what it leaves out is the engine's and the checkpoint's default."""
+    fields: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty or None,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "stop": list(sampling.stop) or None,
+    }
+    fields |= {name: getattr(sampling, name) or None for name in _EXTENSIONS}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+class _Answer:
+    """The state of one streamed answer: totals so far, and why it ended."""
+
+    def __init__(self) -> None:
+        self._prompt_tokens = self._output_tokens = self._cached_tokens = 0
+        self._finish_reason: FinishReason = "stop"
+
+    def read(self, event: dict[str, Any]) -> Chunk | None:
+        """Return the piece of text in an event; None where it has none."""
+        choice = next(iter(event.get("choices") or ()), {})
+        text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+        if usage := event.get("usage"):
+            self._prompt_tokens = usage.get("prompt_tokens") or 0
+            self._output_tokens = usage.get("completion_tokens") or 0
+            self._cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        elif text:
+            # A server that tells its totals at the end only sends a chunk a token, or close to it.
+            self._output_tokens += 1
+        if reason := choice.get("finish_reason"):
+            self._finish_reason = _FINISH_REASONS.get(reason, "stop")
+        return self._chunk(text) if text else None
+
+    def last(self) -> Chunk:
+        """Return the chunk that ends the answer."""
+        return self._chunk("", self._finish_reason)
+
+    def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
+        return Chunk(text, (), self._prompt_tokens, self._output_tokens, self._cached_tokens, reason)
+
+
+class RemoteEngine(OpenAIEngine):
+    """An OpenAI-compatible server that already runs, modelkit's or anybody's.
+
+    Its URL is `engine.url`, or the environment variable OPENAI_BASE_URL; its key is in the variable that
+    `engine.api_key_env` names, OPENAI_API_KEY by default. `engine.model` names the model, the server's first otherwise.
+    """
+
+    name = "openai"
+
+    def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
+        super().__init__(config, checkpoint_dir, model_id)
+        self.served_name = config.model or ""
+
+    async def start(self) -> None:
+        """Ask the server for its models. Raises LoadError or EngineError with what is missing."""
+        url = self.config.url or os.environ.get("OPENAI_BASE_URL", "")
+        if not url:
+            raise LoadError(
+                "the engine 'openai' needs the URL of a server",
+                cure="set engine.url in config.yaml, or export OPENAI_BASE_URL=http://127.0.0.1:8000/v1",
+            )
+        key_name = self.config.api_key_env or "OPENAI_API_KEY"
+        self.upstream = Upstream(self.name, url, api_key=os.environ.get(key_name))
+        served = _model_names(await self.upstream.get("/v1/models"))
+        if not self.served_name:
+            self.served_name = next(iter(served), self.model_id)
+        elif served and self.served_name not in served:
+            raise EngineError(
+                f"the server at {url} has no model '{self.served_name}'",
+                cure=f"set engine.model in config.yaml to one of: {', '.join(served)}",
+            )
+
+
+def _model_names(content: bytes) -> list[str]:
+    """Return the ids in a /v1/models response."""
+    try:
+        return [entry["id"] for entry in orjson.loads(content)["data"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return []

@@ -1,0 +1,55 @@
+"""vLLM: `vllm serve` (https://docs.vllm.ai/en/latest/cli/serve/)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from modelkit.engines.child import ChildEngine
+from modelkit.engines.flags import Flags, flag, json_flag, pairs, switch
+from modelkit.engines.process import Stage
+
+__all__ = ["VllmEngine"]
+
+
+class VllmEngine(ChildEngine):
+    """Runs `vllm serve`; modelkit's names of the common options are vLLM's."""
+
+    name = "vllm"
+    streams_usage = True
+    flags: ClassVar[Flags] = {
+        "tensor_parallel_size": flag("--tensor-parallel-size"),
+        "max_model_len": flag("--max-model-len"),
+        "dtype": flag("--dtype"),
+        "quantization": flag("--quantization"),
+        "gpu_memory_utilization": flag("--gpu-memory-utilization"),
+        "enable_prefix_caching": switch("--enable-prefix-caching", "--no-enable-prefix-caching"),
+        "enable_chunked_prefill": switch("--enable-chunked-prefill", "--no-enable-chunked-prefill"),
+        "max_num_seqs": flag("--max-num-seqs"),
+        "kv_cache_dtype": flag("--kv-cache-dtype"),
+        "speculative": json_flag("--speculative-config"),
+        "tool_call_parser": lambda value: ["--enable-auto-tool-choice", "--tool-call-parser", str(value)],
+        "reasoning_parser": flag("--reasoning-parser"),
+        "lora_modules": pairs("--lora-modules", "--enable-lora"),
+        "trust_remote_code": switch("--trust-remote-code"),
+    }
+    stages: ClassVar[Sequence[Stage]] = (
+        Stage("reading the config", re.compile(r"non-default args|vLLM API server version")),
+        Stage("starting the engine", re.compile(r"Initializing a V1 LLM engine|Waiting for .*engine core")),
+        Stage("loading weights", re.compile(r"Starting to load model|Loading safetensors|Loading weights")),
+        Stage("compiling", re.compile(r"torch\.compile|Dynamo bytecode transform|Compiling a graph")),
+        Stage("measuring memory", re.compile(r"Available KV cache memory|GPU KV cache size")),
+        Stage("capturing CUDA graphs", re.compile(r"Capturing CUDA graph|Graph capturing")),
+        Stage("starting the server", re.compile(r"Starting vLLM API server|Application startup complete")),
+    )
+
+    def command(self, python: str, port: int) -> list[str]:
+        """Return `vllm serve` by its module, which needs no script on the PATH."""
+        return [
+            *(python, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(self.checkpoint_dir), "--served-model-name", self.served_name),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ]
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the environment: no usage reports."""
+        return {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
