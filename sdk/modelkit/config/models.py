@@ -25,7 +25,7 @@ __all__ = [
     "ServerConfig",
 ]
 
-EngineName = Literal["vllm", "sglang", "lmdeploy", "transformers", "openai", "echo"]
+EngineName = Literal["vllm", "sglang", "lmdeploy", "tgi", "transformers", "openai", "echo"]
 
 _Text = Annotated[StrictStr, Field(min_length=1)]
 # The models are strict (a string is no number), but a YAML list has to become a tuple.
@@ -94,8 +94,14 @@ class EngineConfig(Section):
     """The engine that runs a language model, and the options common to all of them."""
 
     name: EngineName = Field(
-        description="vllm, sglang, lmdeploy: a server process on accelerators. transformers: in this process, on a CPU "
-        "or one accelerator. openai: a server that is already running. echo: answers with its prompt, for tests."
+        description="vllm, sglang, lmdeploy: a server process on accelerators. tgi: the same, inside TGI's image only. "
+        "transformers: in this process, on a CPU or one accelerator. openai: a server that is already running. "
+        "echo: answers with its prompt, for tests."
+    )
+    version: _Text | None = Field(
+        default=None,
+        description="vllm, sglang, lmdeploy: the engine's version. Default: the one that `modelkit engines` shows.",
+        examples=["0.26.0"],
     )
     max_model_len: int | None = Field(
         default=None,
@@ -110,8 +116,57 @@ class EngineConfig(Section):
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         default="auto", description="Number format of the weights in memory; auto takes the checkpoint's."
     )
+    quantization: _Text | None = Field(
+        default=None,
+        description="How the weights are quantized, in the engine's own word. Default: what the checkpoint says.",
+        examples=["awq"],
+    )
     gpu_memory_utilization: float | None = Field(
-        default=None, gt=0, le=1, description="Share of each accelerator's memory that the engine may take."
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of each accelerator's memory that the engine may take; "
+        "with lmdeploy the share of what the weights leave free, for the KV cache.",
+    )
+    max_num_seqs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that are answered at the same time; further ones wait in the engine.",
+    )
+    enable_prefix_caching: bool | None = Field(
+        default=None,
+        description="Keep the KV cache of prompts that begin the same. Default: what the engine does.",
+    )
+    enable_chunked_prefill: bool | None = Field(
+        default=None,
+        description="Read long prompts in pieces, so that answers in progress go on. Default: what the engine does.",
+    )
+    kv_cache_dtype: _Text | None = Field(
+        default=None,
+        description="Number format of the KV cache, in the engine's own word. Default: that of the weights.",
+        examples=["fp8"],
+    )
+    speculative: dict[_Text, JsonValue] | None = Field(
+        default=None,
+        description="Speculative decoding: `method`, `model` and `num_speculative_tokens`, and what else the engine "
+        "knows about it.",
+        examples=[{"method": "ngram", "num_speculative_tokens": 4}],
+    )
+    tool_call_parser: _Text | None = Field(
+        default=None,
+        description="How tool calls are read from the model's text, in the engine's own word; turns them on.",
+        examples=["hermes"],
+    )
+    reasoning_parser: _Text | None = Field(
+        default=None,
+        description="How reasoning is told from the answer, in the engine's own word.",
+        examples=["qwen3"],
+    )
+    lora_modules: dict[_Text, _Text] | None = Field(
+        default=None,
+        description="LoRA adapters: the name that a request gives as its model, and the adapter's folder, relative "
+        "to the model folder.",
+        examples=[{"support": "adapters/support"}],
     )
     trust_remote_code: bool = Field(
         default=False,
@@ -119,7 +174,8 @@ class EngineConfig(Section):
     )
     python: _Text | None = Field(
         default=None,
-        description="Python interpreter that has the engine installed. Default: the one that runs modelkit.",
+        description="vllm, sglang, lmdeploy: Python interpreter that has the engine installed. Default: the one that "
+        "runs modelkit where it has it, else one that modelkit makes and keeps.",
         examples=["/opt/vllm/bin/python"],
     )
     start_timeout_s: Duration = Field(
@@ -128,10 +184,26 @@ class EngineConfig(Section):
         validation_alias="start_timeout",
         description="How long the engine may take until it answers. Default: 30m.",
     )
+    url: _Text | None = Field(
+        default=None,
+        description="openai: base URL of the server. Default: the environment variable OPENAI_BASE_URL.",
+        examples=["http://127.0.0.1:8000/v1"],
+    )
+    api_key_env: _EnvVar | None = Field(
+        default=None,
+        description="openai: environment variable that holds the API key; never the key itself. "
+        "Default: OPENAI_API_KEY.",
+        examples=["OPENAI_API_KEY"],
+    )
+    model: _Text | None = Field(
+        default=None,
+        description="openai: name of the model on that server. Default: its first.",
+        examples=["gpt-5-mini"],
+    )
     args: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="Further options, passed on as the engine spells them.",
-        examples=[{"enable-prefix-caching": True}],
+        examples=[{"seed": 7}],
     )
 
 

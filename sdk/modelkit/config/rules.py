@@ -2,21 +2,26 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from modelkit.config.models import CheckpointConfig, Config, EngineConfig
 from modelkit.config.tree import Path as TreePath
 
 __all__ = ["RULES", "Finding", "Subject"]
 
-ACCELERATOR_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
+# Those that modelkit finds an environment for; TGI runs where its image has it.
+INSTALLED_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
+ACCELERATOR_ENGINES = INSTALLED_ENGINES | {"tgi"}
 WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
 
-# What Hugging Face's tokens look like; such a text is never the name of a variable.
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+# What the tokens of Hugging Face, OpenAI and the like look like; such a text is never the name of a variable.
+_TOKEN = re.compile(r"(hf|sk|gsk|key)_[A-Za-z0-9]{16,}")
+
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+)*[0-9A-Za-z.]*(\+[0-9A-Za-z.]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,132 @@ def args_do_not_repeat(subject: Subject) -> Iterator[Finding]:
         if name in own:
             cure = f"move it up: write '{name}' below 'engine'"
             yield Finding(("engine", "args", key), f"'{key}' has a key of its own in 'engine'", cure)
+
+
+class _Owned(NamedTuple):
+    """Options that only some engines have."""
+
+    options: tuple[str, ...]
+    engines: frozenset[str]
+    severity: Literal["error", "warning"]
+
+
+_OWNED = (
+    _Owned(("url", "api_key_env", "model"), frozenset({"openai"}), "error"),
+    _Owned(("version", "python"), INSTALLED_ENGINES, "warning"),
+    # Without these the model would answer something else, ...
+    _Owned(("quantization", "lora_modules"), ACCELERATOR_ENGINES, "error"),
+    # ... without these not as fast or not as neatly divided; a folder may move between engines with them.
+    _Owned(
+        (
+            "max_num_seqs",
+            "enable_prefix_caching",
+            "enable_chunked_prefill",
+            "kv_cache_dtype",
+            "speculative",
+            "tool_call_parser",
+            "reasoning_parser",
+        ),
+        ACCELERATOR_ENGINES,
+        "warning",
+    ),
+)
+
+
+def engine_has_its_options(subject: Subject) -> Iterator[Finding]:
+    """An option is given to an engine that has it."""
+    engine = subject.config.engine
+    if engine is None:
+        return
+    for owned in _OWNED:
+        for key in owned.options if engine.name not in owned.engines else ():
+            if getattr(engine, key) is not None:
+                yield Finding(
+                    ("engine", key),
+                    f"engine.{key} has no effect: the engine '{engine.name}' has no such option",
+                    f"remove it; it is for {_and(sorted(owned.engines))}",
+                    (("engine", "name"),),
+                    owned.severity,
+                )
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def version_is_exact(subject: Subject) -> Iterator[Finding]:
+    """`engine.version` is one version, not a range: a folder gives the same engine everywhere."""
+    version = subject.config.engine.version if subject.config.engine is not None else None
+    if version is not None and not _VERSION.fullmatch(version):
+        cure = "write one exact version, such as 0.26.0; `modelkit engines` shows the default"
+        yield Finding(("engine", "version"), f"'{version}' is no version of an engine", cure)
+
+
+def tgi_has_its_options(subject: Subject) -> Iterator[Finding]:
+    """TGI lacks a few options that the other engines on accelerators have."""
+    engine = subject.config.engine
+    if engine is None or engine.name != "tgi":
+        return
+    lacking = (
+        ("reasoning_parser", "TGI does not tell reasoning from the answer"),
+        ("tool_call_parser", "TGI reads tool calls without a parser"),
+    )
+    for key, reason in lacking:
+        if getattr(engine, key) is not None:
+            yield Finding(
+                ("engine", key), reason, "remove it, or choose another engine", (("engine", "name"),)
+            )
+
+
+def server_is_located(subject: Subject) -> Iterator[Finding]:
+    """`engine.url` is a URL of HTTP, and holds no secret."""
+    url = subject.config.engine.url if subject.config.engine is not None else None
+    if url is None:
+        return
+    at: TreePath = ("engine", "url")
+    try:
+        parts = urlsplit(url)
+        is_http = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an address or a port that is none
+        is_http = False
+    if not is_http:
+        # Not repeated in the message: what is no URL may be a key that was put into the wrong line.
+        yield Finding(at, "engine.url is no URL of a server", "write it as http://127.0.0.1:8000/v1")
+    elif parts.username is not None or parts.password is not None or _names_a_secret(parts.query):
+        yield Finding(
+            at,
+            "a secret does not belong in engine.url: it would be shipped with the model",
+            "export it as OPENAI_API_KEY, or name another variable with engine.api_key_env",
+        )
+
+
+def _names_a_secret(query: str) -> bool:
+    names = (part.partition("=")[0].lower() for part in query.split("&"))
+    return any(word in name for name in names for word in ("key", "token", "secret", "password"))
+
+
+def key_is_named(subject: Subject) -> Iterator[Finding]:
+    """`api_key_env` holds a variable's name; people paste the key."""
+    engine = subject.config.engine
+    if engine is not None and engine.api_key_env and _TOKEN.fullmatch(engine.api_key_env):
+        yield Finding(
+            ("engine", "api_key_env"),
+            "engine.api_key_env is the name of an environment variable, and this looks like a key itself",
+            "export it as OPENAI_API_KEY and leave api_key_env out; revoke a key that was shared",
+        )
+
+
+def adapters_are_there(subject: Subject) -> Iterator[Finding]:
+    """The folder of a LoRA adapter is in the model folder."""
+    engine = subject.config.engine
+    for name, path in (engine.lora_modules or {}).items() if engine is not None else ():
+        if not _is_dir(subject.model_dir / path):
+            yield Finding(
+                ("engine", "lora_modules", name),
+                f"there is no folder '{path}' yet",
+                "put the adapter there before serving; the path is relative to the model folder",
+                severity="warning",
+            )
 
 
 def engine_has_weights(subject: Subject) -> Iterator[Finding]:
@@ -257,6 +388,12 @@ RULES: tuple[Rule, ...] = (
     accelerators_are_counted,
     tensor_parallel_fits,
     args_do_not_repeat,
+    engine_has_its_options,
+    version_is_exact,
+    tgi_has_its_options,
+    server_is_located,
+    key_is_named,
+    adapters_are_there,
     engine_has_weights,
     checkpoint_is_located,
     checkpoint_location_is_well_formed,
