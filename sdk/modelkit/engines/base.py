@@ -59,6 +59,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    # Why the engine cannot answer at the moment (its server has died and is being restarted); "" where it can.
+    down_reason: str = ""
 
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         self.config = config
@@ -82,6 +84,10 @@ class Engine(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Stop the engine and free what it holds; running requests end with finish_reason "abort"."""
+
+    async def metrics(self) -> bytes:
+        """Return the engine's own metrics in Prometheus' text format; b"" where it has none."""
+        return b""
 
     @abstractmethod
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:

@@ -94,6 +94,11 @@ class LLM(Model):
         if hasattr(self, "engine"):
             await self.engine.close()
 
+    @property
+    def unready_reason(self) -> str:
+        """Why the engine cannot answer at the moment."""
+        return self.engine.down_reason if hasattr(self, "engine") else ""
+
     @method
     async def predict(
         self,

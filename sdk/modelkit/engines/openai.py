@@ -49,6 +49,10 @@ class OpenAIEngine(Engine):
         if hasattr(self, "upstream"):
             await self.upstream.close()
 
+    async def metrics(self) -> bytes:
+        """Return what the server's own /metrics says. Raises CallError where it has none or is gone."""
+        return await self.upstream.get("/metrics")
+
     async def openai(self, endpoint: str, body: bytes) -> bytes:
         """Pass one OpenAI request on and return the response unread."""
         return await self.upstream.post(endpoint, self._prepare(body))

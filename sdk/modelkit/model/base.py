@@ -54,6 +54,11 @@ class Model:
         return None
 
     @property
+    def unready_reason(self) -> str:
+        """Why a loaded model cannot answer at the moment, "" where it can. Readiness probes ask often: keep it cheap."""
+        return ""
+
+    @property
     def config(self) -> Config:
         """The model folder's config.yaml, checked."""
         return self.context.config

@@ -1,4 +1,4 @@
-"""API key: every call but a health check has to carry `authorization: Bearer KEY`."""
+"""API key: every call but a health check has to carry `authorization: Bearer KEY`, over gRPC and over HTTP."""
 
 import hmac
 from collections.abc import Awaitable, Callable
@@ -10,16 +10,34 @@ from modelkit.errors import UnauthenticatedError
 from modelkit.server.logs import new_request_id
 from modelkit.server.status import status_code, status_trailer
 
-__all__ = ["ApiKeyInterceptor"]
+__all__ = ["ApiKey", "ApiKeyInterceptor"]
 
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+
+
+class ApiKey:
+    """The one key that a server takes."""
+
+    def __init__(self, api_key: str) -> None:
+        self._expected = f"Bearer {api_key}".encode()
+
+    def refusal(self, authorization: str | bytes) -> UnauthenticatedError | None:
+        """Return what to tell a caller that sent this `authorization` header ("" for none); None lets it pass."""
+        given = authorization if isinstance(authorization, bytes) else authorization.encode(errors="surrogateescape")
+        # In a time that tells nothing of how much of the key was right.
+        if hmac.compare_digest(given, self._expected):
+            return None
+        return UnauthenticatedError(
+            "the API key is wrong" if given else "the call has no API key",
+            cure="give the client api_key=..., or set MODELKIT_API_KEY",
+        )
 
 
 class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     """Answers a call without the right key with UNAUTHENTICATED, before its message is read."""
 
     def __init__(self, api_key: str) -> None:
-        self._expected = f"Bearer {api_key}".encode()
+        self._key = ApiKey(api_key)
 
     async def intercept_service(
         self,
@@ -31,18 +49,11 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused
         if handler is None or handler_call_details.method.startswith(_OPEN_SERVICES):
             return handler
         given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        given = given if isinstance(given, bytes) else given.encode()
-        if hmac.compare_digest(given, self._expected):
-            return handler
-        return _refusal(handler, missing=not given)
+        error = self._key.refusal(given)
+        return handler if error is None else _refusing(handler, error)
 
 
-def _refusal(handler: Any, *, missing: bool) -> Any:
-    error = UnauthenticatedError(
-        "the call has no API key" if missing else "the API key is wrong",
-        cure="give the client api_key=..., or set MODELKIT_API_KEY",
-    )
-
+def _refusing(handler: Any, error: UnauthenticatedError) -> Any:
     async def refuse(_request: Any, context: Any) -> None:
         trailer = status_trailer(error, new_request_id())
         await context.abort(status_code(error), error.message, trailing_metadata=(trailer,))

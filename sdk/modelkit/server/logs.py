@@ -10,14 +10,47 @@ import sys
 import time
 from typing import Any, Literal, TextIO
 
-from modelkit.model import REQUEST
+from modelkit.errors import CallError, InternalError
+from modelkit.model import REQUEST, Request
 
-__all__ = ["configure_logging", "new_request_id"]
+__all__ = ["REQUEST_ID_HEADER", "configure_logging", "log_call", "new_request_id", "request_id_from"]
+
+_log = logging.getLogger("modelkit.server")
+
+REQUEST_ID_HEADER = "x-request-id"
+_MAX_REQUEST_ID_CHARS = 128
 
 
 def new_request_id() -> str:
     """Return 16 random hexadecimal digits."""
     return os.urandom(8).hex()
+
+
+def request_id_from(header: str | None) -> str:
+    """Return the id that a caller chose, cut where it is too long, or a new one where it chose none."""
+    return header[:_MAX_REQUEST_ID_CHARS] if header else new_request_id()
+
+
+def log_call(call: Request, code: str, started: float, error: CallError | None = None) -> None:
+    """Log the end of a call: one that succeeds at debug level, for a busy server has thousands a second.
+
+    Where the model raised something it did not mean to, its traceback is logged too; the caller never gets it.
+    `started` is a `time.perf_counter()` value.
+    """
+    if isinstance(error, InternalError) and error.__cause__ is not None:
+        _log.error("method '%s' failed", call.method, exc_info=error.__cause__)
+    level = logging.DEBUG if code in ("OK", "CANCELLED") else logging.WARNING
+    if not _log.isEnabledFor(level):
+        return
+    fields = {
+        "method": call.method,
+        "code": code,
+        "duration_ms": round((time.perf_counter() - started) * 1000, 3),
+        "prompt_tokens": call.usage.prompt_tokens,
+        "output_tokens": call.usage.output_tokens,
+    }
+    reason = f": {error.message}" if error else ""
+    _log.log(level, "%s %s%s", call.method, code, reason, extra={"fields": fields})
 
 
 def configure_logging(

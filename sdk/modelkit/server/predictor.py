@@ -26,6 +26,7 @@ from modelkit.errors import (
 )
 from modelkit.model import REQUEST, MethodKind, Model, Request, Signature, read_signatures
 from modelkit.server.gate import Gate
+from modelkit.server.metrics import CallMetrics
 from modelkit.server.threads import LoopIterator, ThreadStream
 
 __all__ = ["Predictor", "State"]
@@ -55,6 +56,7 @@ class Predictor:
         self.signatures: Mapping[str, Signature] = read_signatures(type(model))
         self.state = State.LOADING
         self.gate = Gate(max_concurrency, max_queue)
+        self.metrics = CallMetrics(self.signatures)
         # A thread per running call and no more: the gate is the only queue.
         self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="modelkit-call")
         self._running_threads: set[Future[Any]] = set()
@@ -76,6 +78,12 @@ class Predictor:
                 cure="the traceback is in the log above; mend load in model.py",
             ) from error
         self.state = State.READY
+
+    def unready_reason(self) -> str:
+        """Say why calls are not taken now, "" where they are."""
+        if self.state is not State.READY:
+            return f"the model is {self.state}"
+        return self.model.unready_reason
 
     def drain(self) -> None:
         """Refuse new calls from now on; the ones that run go on."""
@@ -104,6 +112,10 @@ class Predictor:
 
     async def predict(self, request: Request, arguments: Mapping[str, Any]) -> Any:
         """Call a unary method. Raises CallError."""
+        with self.metrics.call(request):
+            return await self._predict(request, arguments)
+
+    async def _predict(self, request: Request, arguments: Mapping[str, Any]) -> Any:
         signature = self._find(request.method, MethodKind.UNARY)
         if not self.gate.try_enter():
             await self.gate.enter()
@@ -131,24 +143,28 @@ class Predictor:
 
         Closing the iteration, or cancelling the task that iterates, ends the author's generator.
         """
-        signature = self._find(request.method, MethodKind.SERVER_STREAM)
-        async with self._admitted(request):
-            bound = await self._bind(signature, arguments)
-            async with aclosing(self._items(signature, bound)) as items:
-                async for item in items:
-                    yield item
+        with self.metrics.call(request) as timer:
+            signature = self._find(request.method, MethodKind.SERVER_STREAM)
+            async with self._admitted(request):
+                bound = await self._bind(signature, arguments)
+                async with aclosing(self._items(signature, bound)) as items:
+                    async for item in items:
+                        timer.item()
+                        yield item
 
     async def stream(
         self, request: Request, arguments: Mapping[str, Any], incoming: AsyncIterator[Any]
     ) -> AsyncGenerator[Any, None]:
         """Call a bidirectional method: `incoming` are the decoded items of its streamed argument. As `generate`."""
-        signature = self._find(request.method, MethodKind.BIDIRECTIONAL)
-        async with self._admitted(request):
-            bound = await self._bind(signature, arguments)
-            checked = (signature.check_item(item) async for item in incoming)
-            async with aclosing(self._items(signature, bound, checked)) as items:
-                async for item in items:
-                    yield item
+        with self.metrics.call(request) as timer:
+            signature = self._find(request.method, MethodKind.BIDIRECTIONAL)
+            async with self._admitted(request):
+                bound = await self._bind(signature, arguments)
+                checked = (signature.check_item(item) async for item in incoming)
+                async with aclosing(self._items(signature, bound, checked)) as items:
+                    async for item in items:
+                        timer.item()
+                        yield item
 
     def _find(self, name: str, kind: MethodKind) -> Signature:
         if self.state is not State.READY:

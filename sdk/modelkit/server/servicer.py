@@ -1,7 +1,6 @@
 """The gRPC adapter: protobuf in, the predictor in the middle, protobuf out. It decides nothing about the model."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -15,17 +14,12 @@ from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
 from modelkit.model import REQUEST, Request, Usage
 from modelkit.server.description import describe_signature
-from modelkit.server.logs import new_request_id
+from modelkit.server.logs import REQUEST_ID_HEADER, log_call, request_id_from
 from modelkit.server.predictor import Predictor, State
 from modelkit.server.status import status_code, status_message, status_trailer
 from modelkit.server.writer import StreamWriter
 
 __all__ = ["Servicer"]
-
-_log = logging.getLogger("modelkit.server")
-
-REQUEST_ID_HEADER = "x-request-id"
-_MAX_REQUEST_ID_CHARS = 128
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 StreamMessage: TypeAlias = type[pb.GenerateResponse] | type[pb.StreamResponse]
@@ -61,9 +55,9 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         except CallError as error:
             await _abort(context, call, error, started)
         except asyncio.CancelledError:
-            _log_end(call, "CANCELLED", started)
+            log_call(call, "CANCELLED", started)
             raise
-        _log_end(call, "OK", started)
+        log_call(call, "OK", started)
         return response
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
@@ -98,10 +92,10 @@ def _begin(method: str, metadata: Any, context: Context) -> Request:
     request_id = ""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str):
-            request_id = value[:_MAX_REQUEST_ID_CHARS]
+            request_id = value
     remaining = context.time_remaining()
     call = Request(
-        id=request_id or new_request_id(),
+        id=request_id_from(request_id),
         method=method,
         metadata=dict(metadata) if metadata else {},
         deadline=None if remaining is None else time.monotonic() + remaining,
@@ -111,26 +105,9 @@ def _begin(method: str, metadata: Any, context: Context) -> Request:
 
 
 async def _abort(context: Context, call: Request, error: CallError, started: float) -> None:
-    if isinstance(error, InternalError) and error.__cause__ is not None:
-        _log.error("method '%s' failed", call.method, exc_info=error.__cause__)
-    _log_end(call, error.grpc_status, started, error.message)
+    log_call(call, error.grpc_status, started, error)
     trailer = status_trailer(error, call.id)
     await context.abort(status_code(error), status_message(error), trailing_metadata=(trailer,))
-
-
-def _log_end(call: Request, code: str, started: float, reason: str = "") -> None:
-    """Log one line a call: those that succeed at debug level, for a busy server has thousands a second."""
-    level = logging.DEBUG if code in ("OK", "CANCELLED") else logging.WARNING
-    if not _log.isEnabledFor(level):
-        return
-    fields = {
-        "method": call.method,
-        "code": code,
-        "duration_ms": round((time.perf_counter() - started) * 1000, 3),
-        "prompt_tokens": call.usage.prompt_tokens,
-        "output_tokens": call.usage.output_tokens,
-    }
-    _log.log(level, "%s %s%s", call.method, code, f": {reason}" if reason else "", extra={"fields": fields})
 
 
 # ------------------------------------------------------------------------------------------------------------- streams
@@ -153,9 +130,9 @@ async def _run_stream(
         await _abort(context, call, error, started)
     except asyncio.CancelledError:
         await writer.abort()
-        _log_end(call, "CANCELLED", started)
+        log_call(call, "CANCELLED", started)
         raise
-    _log_end(call, "OK", started)
+    log_call(call, "OK", started)
 
 
 async def _deliver_before_error(writer: StreamWriter, sender: "_Sender") -> None:

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from modelkit.errors import CallError
 
-__all__ = ["DETAILS_KEY", "status_code", "status_trailer"]
+__all__ = ["DETAILS_KEY", "error_reason", "status_code", "status_message", "status_trailer"]
 
 # Where gRPC keeps the google.rpc.Status of a failed call (https://github.com/grpc/proposal/blob/master/L44).
 DETAILS_KEY = "grpc-status-details-bin"
@@ -41,7 +41,7 @@ def status_trailer(error: CallError, request_id: str) -> tuple[str, bytes]:
 
 
 def _details(error: CallError, request_id: str) -> list[Message]:
-    info = error_details_pb2.ErrorInfo(reason=_reason(error), domain="modelkit")
+    info = error_details_pb2.ErrorInfo(reason=error_reason(error), domain="modelkit")
     if error.cure:
         info.metadata["cure"] = error.cure[:_MAX_MESSAGE_CHARS]
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
@@ -58,7 +58,7 @@ def _details(error: CallError, request_id: str) -> list[Message]:
     return details
 
 
-def _reason(error: CallError) -> str:
+def error_reason(error: CallError) -> str:
     """Return the class's name as google.rpc spells reasons: MethodNotFoundError is METHOD_NOT_FOUND."""
     name = type(error).__name__.removesuffix("Error")
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
