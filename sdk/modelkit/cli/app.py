@@ -3,13 +3,16 @@
 A verb's module is imported when the verb is called and not before, so that `modelkit --help`, a typo and the shell's
 completion answer at once, whatever a verb needs. Each module has one function, `command`, whose parameters carry
 Typer's annotations; the first line of its docstring is the help in `VERBS` (a test says so). It returns None, or an
-exit code of its own.
+exit code of its own. A verb with parts, `modelkit engines install`, has them in `SUBCOMMANDS`, by name; `command` is
+then what it does without one.
 """
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -40,6 +43,9 @@ VERBS: dict[str, Verb] = {
     "validate": Verb("modelkit.cli.validate", "Find every mistake in a model folder.", _MAKE),
     "schema": Verb("modelkit.cli.schema", "Print the JSON Schema of config.yaml.", _MAKE),
     "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC.", _RUN),
+    "engines": Verb(
+        "modelkit.cli.engines", "Show the engines, and what each has installed on this machine.", _RUN
+    ),
     "predict": Verb("modelkit.cli.predict", "Call a served model and print its answer.", _RUN),
     "describe": Verb("modelkit.cli.describe", "Show the methods of a served model.", _RUN),
     "version": Verb("modelkit.cli.version", "Show the versions of modelkit and what it runs on.", _ABOUT),
@@ -122,10 +128,12 @@ class _Verbs(TyperGroup):
 
     def _load(self, name: str) -> Any:
         """Import a verb's module and give it the global options too: `modelkit -q serve` and `modelkit serve -q`."""
-        command = _compile(name, import_module(VERBS[name].module).command, None)
-        taken = {option for param in command.params for option in param.opts}
+        module = import_module(VERBS[name].module)
+        command = _compile(name, module.command, None, getattr(module, "SUBCOMMANDS", {}))
         shared = [param for param in self.params if param.name in {"quiet", "verbose"}]
-        command.params += [param for param in shared if taken.isdisjoint(param.opts)]
+        for each in (command, *getattr(command, "commands", {}).values()):
+            taken = {option for param in each.params for option in param.opts}
+            each.params += [param for param in shared if taken.isdisjoint(param.opts)]
         return command
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
@@ -140,11 +148,18 @@ class _Verbs(TyperGroup):
             formatter.write_dl(options)
 
 
-def _compile(name: str, function: Any, help_text: str | None) -> Any:
-    """Make a click command of one annotated function."""
-    single = typer.Typer(rich_markup_mode=None, add_completion=False)
-    single.command(name, help=help_text)(function)
-    return typer.main.get_command(single)
+def _compile(
+    name: str, function: Any, help_text: str | None, subcommands: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """Make a click command of one annotated function, or a group where it has subcommands."""
+    compiled = typer.Typer(name=name, rich_markup_mode=None, add_completion=False)
+    if subcommands:
+        compiled.callback(invoke_without_command=True, help=help_text or inspect.getdoc(function))(function)
+    else:
+        compiled.command(name, help=help_text)(function)
+    for subname, subfunction in subcommands.items():
+        compiled.command(subname)(subfunction)
+    return typer.main.get_command(compiled)
 
 
 def _nothing() -> None: ...

@@ -8,7 +8,7 @@ functions that need it: importing this module costs nothing.
 import json as json_module
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
@@ -20,6 +20,7 @@ __all__ = [
     "configure",
     "error",
     "info",
+    "is_interactive",
     "is_quiet",
     "is_verbose",
     "json",
@@ -72,6 +73,11 @@ def is_quiet() -> bool:
 def is_verbose() -> bool:
     """Tell whether the user asked for details and tracebacks."""
     return _settings.verbose
+
+
+def is_interactive() -> bool:
+    """Tell whether progress is drawn on a terminal, where one line can replace another."""
+    return not _settings.quiet and _is_terminal(sys.stderr)
 
 
 def result(text: str, *, end: str = "\n") -> None:
@@ -155,16 +161,19 @@ def problems(found: Sequence[Problem], format: Format = "text") -> None:  # noqa
 
 
 @contextmanager
-def status(text: str) -> Iterator[None]:
-    """Show that something is going on: a spinner with the seconds on a terminal, one line elsewhere, nothing with -q."""
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something is going on: a spinner with the seconds on a terminal, one line elsewhere, nothing with -q.
+
+    What it yields changes the text, as one phase follows another.
+    """
     if _settings.quiet:
-        yield
+        yield lambda _: None
     elif not _is_terminal(sys.stderr):
         _note(f"{text}...")
-        yield
+        yield lambda later: _note(f"{later}...")
     else:
-        with _spinner(text):
-            yield
+        with _spinner(text) as change:
+            yield change
 
 
 def paint(text: str, style: str, stream: TextIO | None = None) -> str:
@@ -215,7 +224,7 @@ def _tracker() -> str:
 
 
 @contextmanager
-def _spinner(text: str) -> Iterator[None]:
+def _spinner(text: str) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.text import Text
@@ -226,8 +235,8 @@ def _spinner(text: str) -> Iterator[None]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Elapsed())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(text, total=None)
-        yield
+        task = progress.add_task(text, total=None)
+        yield lambda later: progress.update(task, description=later)
 
 
 def _summary(found: Sequence[Problem]) -> str:
