@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ _START_TIMEOUT_S = 120.0
 
 
 class RunningServer:
-    """A server in a thread of this process. `address` is what a client connects to."""
+    """A server in a thread of this process. `address` is what a client connects to, `http_url` the base of its URLs."""
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
         self.address = server.address
+        self.http_url = server.http_url
         self._loop = loop
 
     def run(self, coroutine: Any) -> Any:
@@ -37,23 +39,28 @@ def run_server(
     config: Config | None = None,
     model_dir: Path | None = None,
     load: bool = True,
+    http: bool = False,
 ) -> Iterator[RunningServer]:
     """Serve a model on a free port of the loopback interface until the block ends.
 
         with run_server(Greeter) as server, Client(server.address) as client:
             assert client.predict(name="Ada", method="greet") == "Hello, Ada!"
 
-    With `load=False` it listens but is not ready: call `server.run(server.server.load())`. Raises what loading raises.
+    With `http=True` it answers HTTP too, at `server.http_url`. With `load=False` it listens but is not ready: call `server.run(server.server.load())`. Raises what loading raises.
     """
     instance = model() if isinstance(model, type) else model
     config = config or Config.model_validate({"model": {"id": "test"}})
     if not hasattr(instance, "context"):
         instance.context = ModelContext(config, model_dir or Path.cwd())
     options = options or ServerOptions(port=0, drain_timeout_s=2.0)
+    if http and options.http_port is None:
+        options = replace(options, http_port=0)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="modelkit-test-server", daemon=True)
     thread.start()
-    server = Server(instance, options, model_id=config.model.id)
+    server = Server(
+        instance, options, model_id=config.model.id, engine=config.engine.name if config.engine else ""
+    )
     try:
         asyncio.run_coroutine_threadsafe(server.startup(), loop).result(_START_TIMEOUT_S)
         running = RunningServer(server, loop)

@@ -6,6 +6,7 @@ comes when the model has loaded.
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
 from modelkit.model import Model
 from modelkit.server.auth import ApiKeyInterceptor
+from modelkit.server.http import HttpServer, Identity
 from modelkit.server.predictor import Predictor, State
 from modelkit.server.servicer import Servicer
 
@@ -47,10 +49,15 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """How a server listens. `port` 0 takes a free one. Sizes in bytes, times in seconds."""
+    """How a server listens. A port of 0 takes a free one; `http_port` None leaves HTTP out. Bytes and seconds.
+
+    `cors_origins` are the web origins whose pages may call over HTTP, "*" for all; none by default.
+    """
 
     host: str = "127.0.0.1"
     port: int = 50051
+    http_port: int | None = None
+    cors_origins: tuple[str, ...] = ()
     max_concurrency: int = 128
     max_queue: int = 1024
     max_message_bytes: int = 64 * 1024 * 1024
@@ -60,10 +67,10 @@ class ServerOptions:
 
 
 class Server:
-    """One model behind one port.
+    """One model behind a gRPC port and, where the options ask for it, an HTTP port.
 
-    server = Server(model, ServerOptions(port=0))
-    await server.startup()      # listens; `server.address` is known; not ready yet
+    server = Server(model, ServerOptions(port=0, http_port=0))
+    await server.startup()      # listens; `server.address` and `server.http_url` are known; not ready yet
     await server.load()         # loads the model; ready
     ...
     await server.shutdown()     # drains, closes the model
@@ -84,15 +91,17 @@ class Server:
             model, max_concurrency=self.options.max_concurrency, max_queue=self.options.max_queue
         )
         self.address = ""
+        self.http_url = ""
         self._identity = pb.DescribeResponse(
             model_id=model_id, description=description, engine=engine, modelkit_version=__version__
         )
         self._health = health.aio.HealthServicer()
         self._grpc: Any = None
+        self._http = self._make_http(Identity(model_id, description, engine))
         self._hurrying: asyncio.Future[None] | None = None
 
     async def startup(self) -> None:
-        """Open the port. Raises ServeError when it is taken or the TLS files cannot be read."""
+        """Open the ports. Raises ServeError when one is taken or the TLS files cannot be read."""
         interceptors = [ApiKeyInterceptor(self.options.api_key)] if self.options.api_key else []
         server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self.options))
         pb_grpc.add_InferenceServiceServicer_to_server(Servicer(self.predictor, self._identity), server)
@@ -100,6 +109,7 @@ class Server:
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         self.address = _bind(server, self.options)
+        await self._start_http()
         await self._set_ready(ready=False)
         await self._health.set(LIVENESS, _SERVING)
         await server.start()
@@ -117,14 +127,20 @@ class Server:
         """
         self.predictor.drain()
         await self._health.enter_graceful_shutdown()
-        if self._grpc is not None:
-            await self._grpc.stop(self.options.drain_timeout_s)
+        draining = [] if self._grpc is None else [self._grpc.stop(self.options.drain_timeout_s)]
+        if self._http is not None:
+            draining.append(self._http.drain(self.options.drain_timeout_s))
+        await asyncio.gather(*draining)
+        if self._http is not None:
+            await self._http.close()
         return await self.predictor.close()
 
     def hurry(self) -> None:
         """Cancel the calls that a shutdown under way still waits for."""
         if self._grpc is not None:
             self._hurrying = asyncio.ensure_future(self._grpc.stop(0))
+        if self._http is not None:
+            self._http.hurry()
 
     async def serve(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> int:
         """Run from startup to shutdown: load, call `on_ready`, wait for `stop`. Returns what `shutdown` returns.
@@ -150,6 +166,24 @@ class Server:
     def state(self) -> State:
         """Where the model is in its life."""
         return self.predictor.state
+
+    def _make_http(self, identity: Identity) -> HttpServer | None:
+        options = self.options
+        if options.http_port is None:
+            return None
+        return HttpServer(
+            self.predictor,
+            identity,
+            max_body_bytes=options.max_message_bytes,
+            api_key=options.api_key,
+            cors_origins=options.cors_origins,
+        )
+
+    async def _start_http(self) -> None:
+        options = self.options
+        if self._http is not None and options.http_port is not None:
+            tls = _ssl_context(options.tls) if options.tls else None
+            self.http_url = await self._http.start(options.host, options.http_port, tls)
 
     async def _set_ready(self, *, ready: bool) -> None:
         for name in ("", SERVICE_NAME):
@@ -195,3 +229,17 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
             cure="give PEM files that this user can read",
         ) from error
     return grpc.ssl_server_credentials([(key, chain)], client_ca, require_client_auth=client_ca is not None)
+
+
+def _ssl_context(tls: TlsFiles) -> ssl.SSLContext:
+    """Return what HTTP needs of the same files."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.client_ca)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (ssl.SSLError, OSError) as error:
+        raise ServeError(
+            f"the TLS certificate and key do not fit: {error}", cure="give PEM files that belong together"
+        ) from error
+    if tls.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -23,7 +23,11 @@ class ApiKey:
 
     def refusal(self, authorization: str | bytes) -> UnauthenticatedError | None:
         """Return what to tell a caller that sent this `authorization` header ("" for none); None lets it pass."""
-        given = authorization if isinstance(authorization, bytes) else authorization.encode(errors="surrogateescape")
+        given = (
+            authorization
+            if isinstance(authorization, bytes)
+            else authorization.encode(errors="surrogateescape")
+        )
         # In a time that tells nothing of how much of the key was right.
         if hmac.compare_digest(given, self._expected):
             return None
