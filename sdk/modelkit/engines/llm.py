@@ -190,8 +190,10 @@ class LLM(Model):
         endpoint, body = _openai_request(msg)
         options = body.get("stream_options") or {}
         wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        # The call's own usage is reported in any case; the chunk that carries it is passed on only when asked for.
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body["stream"] = True
+        if endpoint in _USAGE_BY_OPTION:
+            # The call's own usage is reported in any case; the chunk that carries it is passed on only when asked for.
+            body["stream_options"] = {"include_usage": True}
         call = current_request()
         async with aclosing(self.engine.openai_stream(endpoint, orjson.dumps(body))) as chunks:
             async for chunk in chunks:
@@ -256,6 +258,10 @@ class LLM(Model):
         return GenerationRequest(messages=chat, sampling=sampling)
 
 
+# The endpoints that stream their usage only when a request asks for it; the Responses API always does.
+_USAGE_BY_OPTION = ("/chat/completions", "/completions")
+
+
 def _add_usage(call: Request, before: Chunk, chunk: Chunk) -> None:
     """Add what a chunk has more than the one before it, so that several requests of one call sum up."""
     call.usage.prompt_tokens += chunk.prompt_tokens - before.prompt_tokens
@@ -283,10 +289,12 @@ def _report_openai_usage(chunk: bytes, call: Request) -> bool:
     if b'"usage"' not in chunk:
         return False
     content = orjson.loads(chunk)
-    usage = content.get("usage")
+    # The Responses API has it inside the response, under names of its own.
+    usage = content.get("usage") or (content.get("response") or {}).get("usage")
     if not usage:
         return False
-    call.usage.prompt_tokens = usage.get("prompt_tokens", 0)
-    call.usage.output_tokens = usage.get("completion_tokens", 0)
-    call.usage.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return not content.get("choices")
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    call.usage.prompt_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
+    call.usage.output_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+    call.usage.cached_tokens = details.get("cached_tokens") or 0
+    return bool(content.get("choices") == [])
