@@ -42,7 +42,7 @@ VERBS: dict[str, Verb] = {
     "init": Verb("modelkit.cli.init", "Write a new model folder from a template.", _MAKE),
     "validate": Verb("modelkit.cli.validate", "Find every mistake in a model folder.", _MAKE),
     "schema": Verb("modelkit.cli.schema", "Print the JSON Schema of config.yaml.", _MAKE),
-    "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC.", _RUN),
+    "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC and HTTP.", _RUN),
     "engines": Verb(
         "modelkit.cli.engines", "Show the engines, and what each has installed on this machine.", _RUN
     ),

@@ -1,4 +1,4 @@
-"""`modelkit serve`: the gRPC predict server of a model folder, here and now."""
+"""`modelkit serve`: the server of a model folder, gRPC and HTTP, here and now."""
 
 import asyncio
 import logging
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 DEFAULT_PORT = 50051
+DEFAULT_HTTP_PORT = 8000
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -35,6 +36,24 @@ def command(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The gRPC port; 0 takes a free one.")
     ] = DEFAULT_PORT,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            show_default=False,
+            help=f"The HTTP port; 0 takes a free one. Default: {DEFAULT_HTTP_PORT}, and a free one with --port 0.",
+        ),
+    ] = None,
+    http: Annotated[
+        bool, typer.Option("--http/--no-http", help="Answer HTTP too: OpenAI's API, /v1/methods, /metrics.")
+    ] = True,
+    cors_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin", metavar="ORIGIN", help="Let web pages of this origin call over HTTP; * for all."
+        ),
+    ] = None,
     environment: Annotated[
         str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
     ] = None,
@@ -58,7 +77,7 @@ def command(
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
     ] = False,
 ) -> int:
-    """Serve a model over gRPC."""
+    """Serve a model over gRPC and HTTP."""
     del local  # the only place there is; `--compute` will name others
     if reload:
         return _reload(path)
@@ -71,6 +90,8 @@ def command(
         options = ServerOptions(
             host=host,
             port=port,
+            http_port=_http_port(http_port, port) if http else None,
+            cors_origins=tuple(cors_origins or ()),
             max_concurrency=config.server.max_concurrency,
             max_queue=config.server.max_queue,
             max_message_bytes=config.server.max_message_bytes,
@@ -143,6 +164,8 @@ def _announce(server: "Server", config: Config, started: float, *, as_json: bool
     took_s = time.perf_counter() - started
     scheme = "gRPC over TLS" if server.options.tls else "gRPC"
     console.success(f"serving {config.model.id} at {server.address} ({scheme}), ready in {took_s:.1f} s")
+    if server.http_url:
+        console.info(f"  HTTP:    {server.http_url} ({_http_summary(server)})")
     console.info(f"  methods: {', '.join(methods)}")
     where = "" if server.address == f"127.0.0.1:{DEFAULT_PORT}" else f" --address {server.address}"
     console.info(f"  try it:  modelkit describe{where}")
@@ -150,8 +173,28 @@ def _announce(server: "Server", config: Config, started: float, *, as_json: bool
     if as_json:
         import json
 
-        line = {"model_id": config.model.id, "address": server.address, "methods": methods, "ready_s": took_s}
+        line = {
+            "model_id": config.model.id,
+            "address": server.address,
+            "http_url": server.http_url or None,
+            "methods": methods,
+            "ready_s": took_s,
+        }
         console.result(json.dumps(line))
+
+
+def _http_port(http_port: int | None, grpc_port: int) -> int:
+    """Return the HTTP port: who asks for any free gRPC port wants no fixed one beside it."""
+    if http_port is not None:
+        return http_port
+    return DEFAULT_HTTP_PORT if grpc_port else 0
+
+
+def _http_summary(server: "Server") -> str:
+    from modelkit.server.http import has_openai
+
+    openai = "OpenAI's API at /v1, " if has_openai(server.predictor) else ""
+    return f"{openai}every method at /v1/methods, a playground at /"
 
 
 def _server(model: "Model", options: "ServerOptions", config: Config) -> "Server":
@@ -195,7 +238,7 @@ def _api_key(name: str | None) -> str | None:
 def _warn_if_open(options: "ServerOptions") -> None:
     if options.host not in LOOPBACK and options.api_key is None:
         console.warning(
-            f"anyone who reaches {options.host}:{options.port} can call the model",
+            f"anyone who reaches {options.host} can call the model",
             cure="ask for a key with --api-key-env NAME, and encrypt with --tls-cert and --tls-key",
         )
 

@@ -5,5 +5,6 @@ the predictor; `sse`, `errors`, `json_codec` and `openapi` are the formats.
 """
 
 from modelkit.server.http.app import HttpServer, Identity
+from modelkit.server.http.openai import has_openai
 
-__all__ = ["HttpServer", "Identity"]
+__all__ = ["HttpServer", "Identity", "has_openai"]

@@ -11,9 +11,8 @@ import orjson
 from aiohttp import hdrs, web
 
 from modelkit import __version__
-from modelkit.errors import CallError, InternalError, ServeError
+from modelkit.errors import CallError, InternalError, PermissionDeniedError, ServeError
 from modelkit.server.auth import ApiKey
-from modelkit.server.http.body import UnsupportedMediaError
 from modelkit.server.http.calls import REQUEST_ID, Calls, request_id_of
 from modelkit.server.http.errors import error_response, plain_error
 from modelkit.server.http.methods import MethodRoutes
@@ -136,12 +135,27 @@ class HttpServer:
         if self._cors_origins and request.method == hdrs.METH_OPTIONS and hdrs.ORIGIN in request.headers:
             return web.Response(status=204)
         try:
+            self._check_origin(request)
             self._check_key(request)
             return await handler(request)
         except ConnectionError:
             raise  # the reader has gone
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             return self._fault(request, error)
+
+    def _check_origin(self, request: web.Request) -> None:
+        """Refuse what a web page of another site sends: a browser lets it post, only not read the answer.
+
+        Without this every page a person opens could use the server on their own machine. Browsers tell, others don't.
+        """
+        if request.headers.get("Sec-Fetch-Site") != "cross-site" or request.method == hdrs.METH_GET:
+            return
+        origin = request.headers.get(hdrs.ORIGIN, "")
+        if not self._cors_origins & {origin, "*"}:
+            raise PermissionDeniedError(
+                f"pages of {origin or 'other sites'} may not call this server",
+                cure=f"allow them with --cors-origin {origin}" if origin else "",
+            )
 
     def _check_key(self, request: web.Request) -> None:
         if self._key is None or request.path in _OPEN_PATHS:
@@ -154,10 +168,6 @@ class HttpServer:
         """Return the answer for whatever went wrong before the response began."""
         if isinstance(error, CallError):
             return error_response(error)
-        if isinstance(error, UnsupportedMediaError):
-            return plain_error(
-                415, "unsupported_media_type", str(error), cure="curl --json '{...}' sends the type"
-            )
         if isinstance(error, web.HTTPException):
             return self._http_fault(request, error)
         _log.error("%s %s failed", request.method, request.path, exc_info=error)
@@ -180,6 +190,7 @@ class HttpServer:
         return plain_error(error.status, "http_error", error.reason)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[hdrs.SERVER] = "modelkit"
         response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None or not self._cors_origins & {origin, "*"}:

@@ -75,7 +75,7 @@ def error_response(error: CallError) -> web.Response:
 def plain_error(
     status: int, code: str, message: str, *, cure: str = "", headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Return the answer for a fault of HTTP itself, which no class of the error tree stands for (405, 413, 415)."""
+    """Return the answer for a fault of HTTP itself, which no class of the error tree stands for (405, 413)."""
     content = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
     if cure:
         content["cure"] = cure

@@ -21,7 +21,7 @@ from modelkit.errors import (
 )
 from modelkit.model import MethodKind, Request, Signature, TypeKind, TypeSpec, Usage
 from modelkit.server.http import json_codec
-from modelkit.server.http.body import UnsupportedMediaError, parse_object, read_json_bytes
+from modelkit.server.http.body import parse_object
 from modelkit.server.http.calls import Calls, Framing
 from modelkit.server.http.errors import error_json
 from modelkit.server.http.openapi import describe_model
@@ -30,8 +30,6 @@ from modelkit.server.predictor import Predictor
 
 __all__ = ["MethodRoutes"]
 
-NDJSON: Final = "application/x-ndjson"
-_NDJSON_TYPES: Final = (NDJSON, "application/ndjson", "application/jsonl", "application/json")
 _MEDIA_KINDS: Final = (TypeKind.IMAGE, TypeKind.AUDIO, TypeKind.VIDEO)
 
 
@@ -72,8 +70,6 @@ class MethodRoutes:
         self, request: web.Request, call: Request, signature: Signature
     ) -> web.StreamResponse:
         """The first line is the object of the other arguments, each further line one item."""
-        if request.content_type not in _NDJSON_TYPES:
-            raise UnsupportedMediaError(f"the body must be {NDJSON}: the arguments, then one item a line")
         lines = _lines(request, self._max_bytes)
         first = await anext(lines, b"{}")
         arguments = _decode_arguments(parse_object(first), signature)
@@ -110,7 +106,7 @@ class MethodRoutes:
 async def _read_arguments(request: web.Request, signature: Signature) -> dict[str, Any]:
     if request.content_type == "multipart/form-data":
         return await _read_form(request, signature)
-    return _decode_arguments(parse_object(await read_json_bytes(request)), signature)
+    return _decode_arguments(parse_object(await request.read()), signature)
 
 
 def _decode_arguments(content: dict[str, Any], signature: Signature) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from modelkit.errors import InternalError, InvalidArgumentError, NotFoundError, UnimplementedError
 from modelkit.model import Request
-from modelkit.server.http.body import read_json_bytes
+from modelkit.server.http.body import parse_object
 from modelkit.server.http.calls import Calls, Framing
 from modelkit.server.http.errors import error_json
 from modelkit.server.http.sse import event
@@ -73,7 +73,7 @@ class OpenAIRoutes:
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         endpoint = request.path.removeprefix("/v1")
-        body = await read_json_bytes(request)
+        body = await request.read()
         message = _with_endpoint(body, endpoint)
         if _wants_stream(body):
             call = self._calls.begin(request, self._method(_STREAM_TRANSPORT))
@@ -111,10 +111,7 @@ def _wants_stream(body: bytes) -> bool:
     """Read "stream" off a request; parsed only where the word is in it."""
     if b'"stream"' not in body:
         return False
-    try:
-        stream = orjson.loads(body).get("stream")
-    except orjson.JSONDecodeError as error:
-        raise InvalidArgumentError(f"the request is not JSON: {error}") from error
+    stream = parse_object(body).get("stream")
     if stream not in (True, False, None):
         raise InvalidArgumentError("'stream' must be true or false")
     return bool(stream)
