@@ -3,11 +3,18 @@
     python _guard.py COMMAND...
 
 Standard input is a pipe that only modelkit holds: its end says that modelkit is gone, also after SIGKILL. Then the
-command's process group is ended, politely first. Processes that the command leaves behind become children of this one
-(Linux: PR_SET_CHILD_SUBREAPER), so they are found even when the command itself has been killed. The guard exits with
-the command's exit code, or 128 + N where signal N ended it. Standard library only; it starts in 10 ms.
+command is ended, politely first. Processes that it leaves behind become children of the guard (Linux:
+PR_SET_CHILD_SUBREAPER), so they are found even in a session of their own and after the command has been killed.
+
+There are two guards, one inside the other: `modelkit → guard → guard → command`. Each ends everything when the other
+has been killed, the outer one because the orphans become its children, the inner one because its standard input ends.
+Should all three be killed at once, the kernel ends the command itself (PR_SET_PDEATHSIG).
+
+A guard exits with the command's exit code, or 128 + N where signal N ended it. Standard library only, and the -S and
+-I of Python: it starts in 10 ms. Linux only.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -17,35 +24,51 @@ import sys
 import time
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36
-TERMINATE_TIMEOUT_S = 10.0
+_INNER = "--inner"
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+# How long a command that is told to end may take to end its workers; an outer guard waits for the inner one.
+_POLITE_S = 8.0
+_POLITE_OUTER_S = 12.0
+# How long what it has left behind may take.
+_LEFTOVERS_S = 2.0
+_POLL_S = 0.02
+_PARENT_CHECK_S = 1.0
+_NOT_FOUND = 127
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(command: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command until it ends or standard input does."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # The terminal's Ctrl-C reaches modelkit too, which decides. A handler, for SIG_IGN would be inherited.
-        signal.signal(number, lambda *_: None)
-    try:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
-        )  # noqa: S603
-    except OSError as error:
-        print(f"cannot run {command[0]}: {error.strerror}", file=sys.stderr)
-        return 127
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_fd = _wake_on_child_exit()
-    while child.poll() is None:
-        ready, _, _ = select.select([0, wake_fd], [], [])
-        if wake_fd in ready:
-            os.read(wake_fd, 4096)
-        if 0 in ready and not os.read(0, 4096):
-            break
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # These reach modelkit too, which decides. Handlers, for SIG_IGN would be inherited by the command.
+        signal.signal(number, lambda *_: None)
+    is_inner = arguments[0] == _INNER
+    command = arguments[1:] if is_inner else [sys.executable, "-IS", __file__, _INNER, *arguments]
+    try:
+        child = subprocess.Popen(  # noqa: S603 - the command is the engine that config.yaml names
+            command,
+            stdin=subprocess.DEVNULL if is_inner else subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if is_inner else None,  # noqa: PLW1509 - there are no threads here
+        )
+    except OSError as error:
+        print(f"cannot run {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return _NOT_FOUND
+    _wait_for_an_end(child, wake_fd)
     code = child.poll()
-    _end_everything(child.pid)
     if code is None:
-        return 128 + signal.SIGTERM
+        _end_politely(child, _POLITE_S if is_inner else _POLITE_OUTER_S)
+    _end_leftovers()
+    code = child.wait() if code is None else code
     return code if code >= 0 else 128 - code
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _wake_on_child_exit() -> int:
@@ -57,42 +80,55 @@ def _wake_on_child_exit() -> int:
     return read_fd
 
 
-def _end_everything(group: int) -> None:
-    """End the command's group and whatever it left behind: SIGTERM, then SIGKILL."""
-    deadline = time.monotonic() + TERMINATE_TIMEOUT_S
-    number = signal.SIGTERM
-    _signal(group, number)
+def _wait_for_an_end(child: "subprocess.Popen[bytes]", wake_fd: int) -> None:
+    """Wait until the command has ended, or standard input, or the parent: a fork of it may hold the pipe open."""
+    parent = os.getppid()
+    while child.poll() is None and os.getppid() == parent:
+        ready, _, _ = select.select([0, wake_fd], [], [], _PARENT_CHECK_S)
+        if wake_fd in ready:
+            os.read(wake_fd, 4096)
+            _collect_adopted(child.pid)
+        if 0 in ready and not os.read(0, 4096):
+            return
+
+
+def _end_politely(child: "subprocess.Popen[bytes]", timeout_s: float) -> None:
+    """Tell the command to end, and wait: it knows best how to end its workers."""
+    if child.stdin is not None:
+        child.stdin.close()
+    child.terminate()
+    try:
+        child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _end_leftovers() -> None:
+    """End what is still there: SIGTERM, then SIGKILL until nothing is left."""
+    kill_from = time.monotonic() + _LEFTOVERS_S
+    told: set[int] = set()
     while pids := _descendants():
-        if time.monotonic() > deadline and number != signal.SIGKILL:
-            number = signal.SIGKILL
-        if number == signal.SIGKILL:
-            for pid in pids:
-                _kill(pid, number)
-        _reap()
-        time.sleep(0.02)
+        overdue = time.monotonic() > kill_from
+        for pid in pids if overdue else set(pids) - told:
+            _signal(pid, signal.SIGKILL if overdue else signal.SIGTERM)
+        told.update(pids)
+        _collect_adopted(0)
+        time.sleep(_POLL_S)
 
 
-def _signal(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        pass
-    for pid in _descendants():
-        _kill(pid, number)
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
-def _reap() -> None:
-    """Collect children that have ended, adopted ones included."""
+def _collect_adopted(main_pid: int) -> None:
+    """Collect children that have ended; but `main_pid`, whose exit code Popen collects."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == main_pid:
+                return
+            os.waitpid(ended.si_pid, 0)
     except ChildProcessError:
         pass
 
@@ -104,15 +140,15 @@ def _descendants() -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if state not in "ZX":
             parents[int(entry.name)] = int(parent)
     found: list[int] = []
-    level = [os.getpid()]
+    level = {os.getpid()}
     while level:
-        level = [pid for pid, parent in parents.items() if parent in level]
+        level = {pid for pid, parent in parents.items() if parent in level}
         found += level
     return found
 

@@ -7,7 +7,7 @@ dialect from it (`embedded`); an engine behind an HTTP server has the raw one an
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +66,8 @@ class Engine(ABC):
         self.config = config
         self.checkpoint_dir = checkpoint_dir
         self.model_id = model_id
+        # Hears the name of each phase of a long start; set before `start`.
+        self.on_stage: Callable[[str], None] = lambda _: None
 
     @cached_property
     def sampling_defaults(self) -> Mapping[str, float]:

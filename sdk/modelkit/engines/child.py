@@ -5,30 +5,41 @@ differently from the others.
 """
 
 import asyncio
-import hashlib
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
 
 from modelkit.config import EngineConfig
+from modelkit.engines.engine_log import Stage
 from modelkit.engines.environments import find_python
 from modelkit.engines.flags import Flags, render_args, render_options
 from modelkit.engines.openai import OpenAIEngine
-from modelkit.engines.process import EngineProcess, Launch, Stage
+from modelkit.engines.process import EngineProcess, Launch
+from modelkit.engines.sampling import SamplingParams
 from modelkit.engines.upstream import Upstream
-from modelkit.errors import CallError, EngineError, InvalidArgumentError, LoadError, UnimplementedError
+from modelkit.errors import (
+    CallError,
+    EngineError,
+    InvalidArgumentError,
+    LoadError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+    UnimplementedError,
+)
 
 __all__ = ["ChildEngine"]
 
 _log = logging.getLogger("modelkit.engine")
 
-# Answers that show the server alive, though it has no text completions: an embedding model's, for one.
-_ALIVE = (InvalidArgumentError, UnimplementedError)
+# Answers that show the server alive, though it gives no text: an embedding model's, or a busy one's.
+_ALIVE = (InvalidArgumentError, NotFoundError, OverloadedError, UnimplementedError)
 
 
 class ChildEngine(OpenAIEngine):
@@ -44,8 +55,6 @@ class ChildEngine(OpenAIEngine):
         super().__init__(config, checkpoint_dir, model_id)
         self.served_name = model_id
         self.process: EngineProcess | None = None
-        self.on_stage: Callable[[str], None] = lambda stage: _log.info("%s: %s", self.name, stage)
-        self.on_health: Callable[[bool, str], None] = lambda _, __: None
         self._python = ""
 
     @abstractmethod
@@ -57,11 +66,19 @@ class ChildEngine(OpenAIEngine):
         return {}
 
     async def start(self) -> None:
-        """Find the engine's Python, start the server, wait for its first token. Raises EngineError or LoadError."""
+        """Find the engine's Python, start the server, wait for its first token.
+
+        Raises UsageError for an option that the engine does not have, LoadError without a checkpoint, else EngineError.
+        """
         if self.checkpoint_dir is None:
-            raise LoadError(f"the engine '{self.name}' needs a checkpoint", cure="add 'checkpoints' to config.yaml")
+            raise LoadError(
+                f"the engine '{self.name}' needs a checkpoint", cure="add 'checkpoints' to config.yaml"
+            )
+        self.arguments()
         if self.config.trust_remote_code:
-            _log.warning("engine.trust_remote_code is on: Python code of the checkpoint runs with your rights")
+            _log.warning(
+                "engine.trust_remote_code is on: Python code of the checkpoint runs with your rights"
+            )
         self._python = await asyncio.to_thread(find_python, self.name, self.config, self.on_stage)
         self.upstream = Upstream(self.name, "")
         self.process = EngineProcess(
@@ -69,29 +86,70 @@ class ChildEngine(OpenAIEngine):
             self._launch,
             probe=self._probe,
             start_timeout_s=self.config.start_timeout_s,
-            log_path=_log_path(self.name, self.model_id, self.checkpoint_dir),
+            log_path=_log_path(self.name, self.model_id),
+            traffic=self.upstream.traffic,
             on_stage=self.on_stage,
-            on_health=self.on_health,
+            on_health=self._hear_health,
         )
         await self.process.start()
 
     async def close(self) -> None:
         """End the server and everything it started."""
+        self.down_reason = f"{self.name} is stopped"
         await super().close()
         if self.process is not None:
             await self.process.stop()
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint brings a chat template, or the options name one."""
+        assert self.checkpoint_dir is not None
+        if any(name.replace("_", "-").lstrip("-") == "chat-template" for name in self.config.args):
+            return True
+        if any(
+            (self.checkpoint_dir / name).exists() for name in ("chat_template.jinja", "chat_template.json")
+        ):
+            return True
+        try:
+            tokenizer = orjson.loads((self.checkpoint_dir / "tokenizer_config.json").read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return False
+        return bool(tokenizer.get("chat_template"))
 
     def arguments(self) -> list[str]:
         """Return the options of config.yaml as this engine's arguments. Raises UsageError for one it does not have."""
         options = self.config.model_dump(include=set(self.flags))
         return render_options(self.name, self.flags, options) + render_args(self.config.args)
 
+    def sampling_fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        """Return every field, the checkpoint's own values filled in: so the answer is the same on every engine."""
+        resolved = sampling.resolve(self.sampling_defaults)
+        always = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        fields: dict[str, Any] = {name: getattr(resolved, name) for name in always}
+        asked = ("max_tokens", "min_tokens", "presence_penalty", "frequency_penalty", "stop", "ignore_eos")
+        fields |= {name: value for name in asked if (value := getattr(resolved, name))}
+        return fields if resolved.seed is None else fields | {"seed": resolved.seed}
+
+    def sampled_defaults(self) -> Mapping[str, Any]:
+        """Return the checkpoint's own values, greedy where it has none."""
+        return self.sampling_defaults
+
+    def _hear_health(self, is_well: bool, reason: str) -> None:
+        self.down_reason = "" if is_well else reason
+
     def _launch(self, port: int) -> Launch:
+        # An interpreter without its folder on the PATH finds no ninja, with which engines compile kernels.
+        path = f"{Path(self._python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return Launch(
             command=[*self.command(self._python, port), *self.arguments()],
             port=port,
             health_path=self.health_path,
-            environment={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.environment()},
+            environment={
+                "PATH": path,
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                **self.environment(),
+            },
             stages=self.stages,
         )
 
@@ -103,12 +161,13 @@ class ChildEngine(OpenAIEngine):
             await self.upstream.post("/completions", orjson.dumps(self.adapt(body)))
         except _ALIVE as error:
             _log.debug("%s answers, but not with text: %s", self.name, error.message)
+        except UnavailableError:
+            raise
         except CallError as error:
-            raise EngineError(f"{self.name} started, but fails on a first request: {error.message}") from error
+            raise EngineError(f"{self.name} is there, but fails on a request: {error.message}") from error
 
 
-def _log_path(engine: str, model_id: str, checkpoint_dir: Path) -> Path:
-    """Return where an engine's log goes: one file a model folder, so that two models do not mix."""
+def _log_path(engine: str, model_id: str) -> Path:
+    """Return where this process's engine keeps its log; models and processes do not mix."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    mark = hashlib.sha256(str(checkpoint_dir.resolve()).encode()).hexdigest()[:8]
-    return state / "modelkit" / "logs" / f"{model_id}-{engine}-{mark}-{os.getpid()}.log"
+    return state / "modelkit" / "logs" / f"{model_id}-{engine}-{os.getpid()}.log"

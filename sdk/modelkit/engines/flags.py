@@ -6,7 +6,17 @@ from typing import Any, TypeAlias
 
 from modelkit.errors import UsageError
 
-__all__ = ["Flags", "choice", "flag", "json_flag", "pairs", "refuse", "render_args", "render_options", "switch"]
+__all__ = [
+    "Flags",
+    "choice",
+    "flag",
+    "json_flag",
+    "pairs",
+    "refuse",
+    "render_args",
+    "render_options",
+    "switch",
+]
 
 # Turns the value of one option into arguments.
 Maker: TypeAlias = Callable[[Any], list[str]]

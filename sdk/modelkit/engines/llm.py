@@ -87,6 +87,7 @@ class LLM(Model):
             )
         checkpoint_dir = next(iter(self.context.checkpoint_dirs.values()), None)
         self.engine = create(self.config.engine, checkpoint_dir, self.config.model.id)
+        self.engine.on_stage = self.report_progress
         await self.engine.start()
 
     async def close(self) -> None:

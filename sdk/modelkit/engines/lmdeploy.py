@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from modelkit.engines.base import Chunk, GenerationRequest
 from modelkit.engines.child import ChildEngine
+from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, choice, flag, pairs, switch
-from modelkit.engines.process import Stage
 from modelkit.engines.stops import StopMatcher
 from modelkit.errors import InvalidArgumentError, UsageError
 
@@ -44,7 +44,9 @@ class LmdeployEngine(ChildEngine):
         "enable_prefix_caching": switch("--enable-prefix-caching"),
         "enable_chunked_prefill": lambda _: [],  # always on; its size is --max-prefill-token-num
         "max_num_seqs": flag("--max-batch-size"),
-        "kv_cache_dtype": choice("--quant-policy", {name: name for name in ("int4", "int8", "fp8", "fp8_e5m2")} | {"auto": ""}),
+        "kv_cache_dtype": choice(
+            "--quant-policy", {name: name for name in ("int4", "int8", "fp8", "fp8_e5m2")} | {"auto": ""}
+        ),
         "speculative": _speculative,
         "tool_call_parser": flag("--tool-call-parser"),
         "reasoning_parser": flag("--reasoning-parser"),
@@ -52,8 +54,13 @@ class LmdeployEngine(ChildEngine):
         "trust_remote_code": switch("--trust-remote-code"),
     }
     stages: ClassVar[Sequence[Stage]] = (
-        Stage("loading weights", re.compile(r"Loading weights|Convert to turbomind|loading checkpoint", re.IGNORECASE)),
-        Stage("allocating the KV cache", re.compile(r"BlockManager|max_block_count|num_gpu_blocks|cache_config")),
+        Stage(
+            "loading weights",
+            re.compile(r"Loading weights|Convert to turbomind|loading checkpoint", re.IGNORECASE),
+        ),
+        Stage(
+            "allocating the KV cache", re.compile(r"BlockManager|max_block_count|num_gpu_blocks|cache_config")
+        ),
         Stage("warming up", re.compile(r"[Ww]armup|capture graph", re.IGNORECASE)),
         Stage("starting the server", re.compile(r"HINT:|Uvicorn running|Application startup complete")),
     )
@@ -63,7 +70,9 @@ class LmdeployEngine(ChildEngine):
         """Which of LMDeploy's two engines runs the model."""
         backend = self.config.args.get("backend", BACKENDS[0])
         if backend not in BACKENDS:
-            raise UsageError(f"LMDeploy has no backend '{backend}'", cure=f"use one of: {', '.join(BACKENDS)}")
+            raise UsageError(
+                f"LMDeploy has no backend '{backend}'", cure=f"use one of: {', '.join(BACKENDS)}"
+            )
         return str(backend)
 
     def command(self, python: str, port: int) -> list[str]:

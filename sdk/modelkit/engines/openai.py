@@ -1,8 +1,9 @@
 """Engines behind an OpenAI-compatible HTTP server; and the engine `openai`, a server that already runs."""
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +13,20 @@ from modelkit.config import EngineConfig
 from modelkit.engines.base import Chunk, Engine, FinishReason, GenerationRequest
 from modelkit.engines.sampling import SamplingParams
 from modelkit.engines.upstream import Upstream
-from modelkit.errors import EngineError, InvalidArgumentError, LoadError
+from modelkit.errors import EngineError, InvalidArgumentError, LoadError, NotFoundError
 
 __all__ = ["OpenAIEngine", "RemoteEngine"]
 
-# What OpenAI's own API does not have. A value that asks for nothing is left out, for servers that know no such field.
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
+# What is passed on. Engines have more under /v1, and beside it: weights are loaded and servers ended there.
+ENDPOINTS = frozenset(
+    {
+        *("/chat/completions", "/completions", "/responses", "/embeddings"),
+        *("/rerank", "/score", "/classify", "/pooling"),
+    }
+)
+# The fields that say how tokens are chosen, where a request may leave them to the checkpoint.
+_SAMPLED_ENDPOINTS = frozenset({"/chat/completions", "/completions"})
+_MEDIA = ("image_url", "video_url", "audio_url", "file_url")
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -55,27 +64,49 @@ class OpenAIEngine(Engine):
 
     async def openai(self, endpoint: str, body: bytes) -> bytes:
         """Pass one OpenAI request on and return the response unread."""
-        return await self.upstream.post(endpoint, self._prepare(body))
+        return await self.upstream.post(endpoint, self._prepare(endpoint, body))
 
     async def openai_stream(self, endpoint: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """Pass one OpenAI request on and yield each chunk unread."""
-        async with aclosing(self.upstream.stream(endpoint, self._prepare(body))) as chunks:
+        async with aclosing(self.upstream.stream(endpoint, self._prepare(endpoint, body))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Stream the answer to one request; the totals are the engine's own where it streams them."""
-        endpoint, body = self._body(request)
-        state = _Answer()
+        endpoint = "/completions" if request.messages is None else "/chat/completions"
+        body = self._body(request)
+        if request.messages is None and "max_tokens" not in body:
+            body["max_tokens"] = await self.room_for_answer(body["prompt"])
+        answer = _Answer()
         async with aclosing(self.upstream.stream(endpoint, orjson.dumps(self.adapt(body)))) as events:
             async for event in events:
-                chunk = state.read(orjson.loads(event))
+                chunk = answer.read(orjson.loads(event))
                 if chunk is not None:
                     yield chunk
-        yield state.last()
+        yield answer.last()
 
-    def _prepare(self, body: bytes) -> bytes:
-        """Put the served name in; callers may call the model by its id, or by no name at all."""
+    async def room_for_answer(self, prompt: str | list[int]) -> int | None:
+        """Return the most tokens that may follow a prompt; None leaves it to the server."""
+        del prompt
+        return None
+
+    def sampling_fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        """Return the fields that a request sets; what it leaves out is the server's to decide."""
+        return {name: value for name, value in asdict(sampling).items() if value not in (None, (), 0)} | (
+            {"temperature": 0} if sampling.temperature == 0 else {}
+        )
+
+    def sampled_defaults(self) -> Mapping[str, Any]:
+        """Return what a request that says nothing gets; nothing where the server decides."""
+        return {}
+
+    def _prepare(self, endpoint: str, body: bytes) -> bytes:
+        """Check a raw request, and put the served name in: callers may give the model's id, or no name at all."""
+        if endpoint not in ENDPOINTS:
+            raise NotFoundError(
+                f"'{endpoint}' is not passed on", cure=f"use one of: {', '.join(sorted(ENDPOINTS))}"
+            )
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -84,39 +115,55 @@ class OpenAIEngine(Engine):
             raise InvalidArgumentError("the request is not a JSON object")
         if parsed.get("model") in (None, "", self.model_id):
             parsed["model"] = self.served_name
+        self._check_media(parsed.get("messages"))
+        self._check_media(parsed.get("input"))
+        if endpoint in _SAMPLED_ENDPOINTS:
+            for name, value in self.sampled_defaults().items():
+                if parsed.get(name) is None:
+                    parsed[name] = value
         return orjson.dumps(self.adapt(parsed))
 
-    def _body(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
-        """Return the endpoint and the body for a typed request."""
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return the body for a typed request."""
         options: dict[str, Any] = {"include_usage": True}
         if self.streams_usage:
             options["continuous_usage_stats"] = True
         body: dict[str, Any] = {"model": self.served_name, "stream": True, "stream_options": options}
-        body |= _sampling_fields(request.sampling)
+        body |= self.sampling_fields(request.sampling)
         if request.messages is None:
             prompt = request.prompt if request.prompt_token_ids is None else list(request.prompt_token_ids)
-            return "/completions", body | {"prompt": prompt}
+            return body | {"prompt": prompt}
+        self._check_media(request.messages)
         body["messages"] = list(request.messages)
         if request.tools:
             body["tools"] = list(request.tools)
         if request.chat_template_kwargs:
             body["chat_template_kwargs"] = dict(request.chat_template_kwargs)
-        return "/chat/completions", body
+        return body
+
+    def _check_media(self, messages: Any) -> None:
+        """Refuse an image by its address: the engine would fetch it, from wherever the caller points it to."""
+        for url in _media_urls(messages):
+            if not url.lower().startswith("data:"):
+                raise InvalidArgumentError(
+                    f"images and other media are taken as data, not fetched from {url[:80]!r}",
+                    cure="send data:image/png;base64,... in its place",
+                )
 
 
-def _sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
-    """Return the fields that a request sets; what it leaves out is the engine's and the checkpoint's default."""
-    fields: dict[str, Any] = {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "presence_penalty": sampling.presence_penalty or None,
-        "frequency_penalty": sampling.frequency_penalty or None,
-        "stop": list(sampling.stop) or None,
-    }
-    fields |= {name: getattr(sampling, name) or None for name in _EXTENSIONS}
-    return {name: value for name, value in fields.items() if value is not None}
+def _media_urls(value: Any) -> Iterator[str]:
+    """Find the addresses of media in chat messages, however deep they are nested."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in _MEDIA:
+                url = item.get("url") if isinstance(item, Mapping) else item
+                if isinstance(url, str):
+                    yield url
+            elif isinstance(item, Mapping | list | tuple):
+                yield from _media_urls(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _media_urls(item)
 
 
 class _Answer:
@@ -128,7 +175,8 @@ class _Answer:
 
     def read(self, event: dict[str, Any]) -> Chunk | None:
         """Return the piece of text in an event; None where it has none."""
-        choice = next(iter(event.get("choices") or ()), {})
+        choices = event.get("choices")
+        choice = choices[0] if choices else {}
         text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
         if usage := event.get("usage"):
             self._prompt_tokens = usage.get("prompt_tokens") or 0

@@ -1,50 +1,41 @@
-"""One supervisor for every engine that runs as a server of its own: start, readiness, log, death, restart, stop.
+"""One supervisor for every engine that runs as a server of its own: start, readiness, death, restart, stop.
 
-The engine is a child process on the loopback interface, in a process group that ends with modelkit (`_guard`). It is
-ready when its health route answers and a probe has got a real token: engines exist whose health says yes while every
-request fails. What it prints is kept in a file, and the end of it in memory for error messages.
+The engine is a child process on the loopback interface that ends with modelkit (`_guard`). It is ready when its health
+route answers and a probe has got a real token: engines exist whose health says yes while every request fails. From then
+on its death and its silence (`health`) are noticed, and it is started again, a few times.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import re
+import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import aiohttp
 
-from modelkit.engines.causes import find_cause
-from modelkit.errors import EngineError
+from modelkit.engines.causes import Cause, find_cause
+from modelkit.engines.engine_log import EngineLog, Stage
+from modelkit.engines.health import Patience, Traffic, wait_until_wedged
+from modelkit.errors import EngineError, UnavailableError
 
-__all__ = ["EngineProcess", "Launch", "Stage"]
+__all__ = ["EngineProcess", "Launch", "RestartPolicy"]
 
 _log = logging.getLogger("modelkit.engine")
 
-_TAIL_LINES = 400
+_GUARD = Path(__file__).with_name("_guard.py")
 _SHOWN_LINES = 15
 _POLL_S = 0.1
-_STOP_TIMEOUT_S = 15.0
+# Longer than the two guards' own limits together.
+_STOP_TIMEOUT_S = 20.0
 _HEALTH_TIMEOUT_S = 5.0
-# A restart waits 1, 2, 4, ... seconds; an engine that has run this long has earned a clean slate.
-_MAX_RESTARTS = 5
-_MAX_BACKOFF_S = 30.0
-_STABLE_S = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A phase of an engine's start, recognised by what it prints."""
-
-    name: str
-    pattern: re.Pattern[str]
+_PORT_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +54,23 @@ class Launch:
         return f"http://127.0.0.1:{self.port}"
 
 
-def free_port() -> int:
-    """Return a port that is free now on the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """A restart waits 1, 2, 4, ... times `pause_s`; an engine that has run for `stable_s` has earned a clean slate."""
+
+    max_restarts: int = 5
+    pause_s: float = 1.0
+    max_pause_s: float = 30.0
+    stable_s: float = 600.0
 
 
 class EngineProcess:
     """Keeps one engine's server running from `start` to `stop`.
 
     `make_launch` is asked for a Launch with a fresh port each time. `probe` gets the base URL and returns when the
-    engine has produced a token. `on_stage` hears the name of each phase of a start; `on_health` hears (False, reason)
-    when the engine has died and (True, "") when it is back.
+    engine has produced a token; it raises EngineError where the engine fails, UnavailableError where it is not there
+    yet. `traffic` is counted by those who send requests. `on_stage` hears the name of each phase of a start; `on_health`
+    hears (False, reason) when the engine has died or no longer answers, and (True, "") when it is back.
     """
 
     def __init__(
@@ -87,35 +81,38 @@ class EngineProcess:
         probe: Callable[[str], Awaitable[None]],
         start_timeout_s: float,
         log_path: Path,
+        traffic: Traffic | None = None,
         on_stage: Callable[[str], None] = lambda _: None,
         on_health: Callable[[bool, str], None] = lambda _, __: None,
+        patience: Patience | None = None,
+        restarts: RestartPolicy | None = None,
     ) -> None:
         self.name = name
-        self.log_path = log_path
         self.url = ""
+        self.log_path = log_path
+        self.num_restarts = 0
         self._make_launch = make_launch
         self._probe = probe
         self._start_timeout_s = start_timeout_s
+        self._traffic = traffic or Traffic()
         self._on_stage = on_stage
         self._on_health = on_health
+        self._patience = patience or Patience()
+        self._restarts = restarts or RestartPolicy()
         self._process: asyncio.subprocess.Process | None = None
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._log = EngineLog(log_path, (), on_stage)
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.num_restarts = 0
+        self._ending = asyncio.Lock()
 
     @property
-    def is_running(self) -> bool:
-        """Whether the process is there; ready or not."""
-        return self._process is not None and self._process.returncode is None
+    def pid(self) -> int | None:
+        """The guard's process id while there is one."""
+        return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
         """Start the engine and return when it is ready. Raises EngineError with the cause and the cure."""
-        try:
-            await self._start_once()
-        except BaseException:
-            await self._end_process()
-            raise
+        await self._start()
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.name}")
 
     async def stop(self) -> None:
@@ -127,53 +124,62 @@ class EngineProcess:
 
     # ------------------------------------------------------------------------------------------------------- starting
 
+    async def _start(self) -> None:
+        """Start the engine; again where another process was faster to take the port."""
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            try:
+                await self._start_once()
+            except EngineError:
+                await self._end_process()
+                cause = find_cause(self._log.tail)
+                if cause is None or cause.name != "port_in_use" or attempt == _PORT_ATTEMPTS:
+                    raise
+            except BaseException:
+                await self._end_process()
+                raise
+            else:
+                return
+
     async def _start_once(self) -> None:
-        launch = self._make_launch(free_port())
-        self.url = launch.url
-        self._tail.clear()
+        launch = self._make_launch(_free_port())
         started = time.monotonic()
+        self._on_stage("importing")
+        self._log = EngineLog(self.log_path, launch.stages, self._on_stage)
         self._process = await self._spawn(launch)
-        self._reader = asyncio.create_task(self._read_log(self._process, launch.stages))
-        deadline = started + self._start_timeout_s
+        assert self._process.stdout is not None
+        self._reader = asyncio.create_task(self._log.read(self._process.stdout), name=f"log of {self.name}")
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._start_timeout_s):
-                await self._wait_ready(launch)
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._wait_ready(launch, self._process)
         except TimeoutError as error:
             raise self._failure(
-                f"{self.name} was not ready after {self._start_timeout_s:.0f} s",
+                f"{self.name} was not ready after {self._start_timeout_s:g} s",
                 cure="raise engine.start_timeout in config.yaml, or look into the log",
             ) from error
-        _log.info("%s is ready after %.1f s", self.name, time.monotonic() - started, extra={"deadline": deadline})
+        self._log.stages_are_over()
+        self.url = launch.url
+        _log.info("%s is ready after %.1f s, log in %s", self.name, time.monotonic() - started, self.log_path)
 
     async def _spawn(self, launch: Launch) -> asyncio.subprocess.Process:
-        guard = Path(__file__).with_name("_guard.py")
-        environment = {**os.environ, **launch.environment, "PYTHONUNBUFFERED": "1"}
-        _log.debug("starting %s: %s", self.name, " ".join(launch.command))
+        if sys.platform != "linux":
+            raise EngineError(f"{self.name} runs on Linux only", cure="use engine.name: transformers")
+        _log.debug("starting %s", " ".join(launch.command))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(guard), *launch.command),
+            *(sys.executable, "-IS", str(_GUARD), *launch.command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            limit=2**20,
+            env={**os.environ, **launch.environment, "PYTHONUNBUFFERED": "1"},
+            # The terminal's Ctrl-C and hang-up are for modelkit, which decides.
+            start_new_session=True,
         )
 
-    async def _wait_ready(self, launch: Launch) -> None:
+    async def _wait_ready(self, launch: Launch, process: asyncio.subprocess.Process) -> None:
         """Wait for health, then for a token; an engine that ends meanwhile ends the wait."""
-        assert self._process is not None
-        dead = asyncio.create_task(self._process.wait())
-        ready = asyncio.create_task(self._poll_until_ready(launch))
-        try:
-            await asyncio.wait([dead, ready], return_when=asyncio.FIRST_COMPLETED)
-            if ready.done() and not dead.done():
-                ready.result()
-                return
+        is_ready, result = await _first(self._poll_until_ready(launch), process.wait())
+        if not is_ready:
             await self._finish_log()
-            raise self._failure(f"{self.name} ended with exit code {dead.result()} before it was ready")
-        finally:
-            for task in (dead, ready):
-                task.cancel()
-            await asyncio.wait([dead, ready])
+            raise self._failure(f"{self.name} {_ending(result)} before it was ready")
 
     async def _poll_until_ready(self, launch: Launch) -> None:
         timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
@@ -181,94 +187,110 @@ class EngineProcess:
             while not await _is_healthy(session, launch.url + launch.health_path):
                 await asyncio.sleep(_POLL_S)
         self._on_stage("answering a first request")
-        await self._probe(launch.url)
-
-    # ------------------------------------------------------------------------------------------------------ the log
-
-    async def _read_log(self, process: asyncio.subprocess.Process, stages: Sequence[Stage]) -> None:
-        """Keep what the engine prints, and tell the stages of its start."""
-        assert process.stdout is not None
-        current = ""
-        with self._open_log() as log:
-            while line := await _read_line(process.stdout):
-                log.write(line + "\n")
-                log.flush()
-                self._tail.append(line)
-                _log.debug("%s", line)
-                for stage in stages:
-                    if stage.name != current and stage.pattern.search(line):
-                        current = stage.name
-                        self._on_stage(current)
-
-    def _open_log(self) -> IO[str]:
-        """Open the log for a new run; that of the run before stays beside it."""
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if self.log_path.exists():
-            self.log_path.replace(self.log_path.with_suffix(".previous.log"))
-        return self.log_path.open("w", encoding="utf-8", errors="replace")
+        while True:
+            try:
+                return await self._probe(launch.url)
+            except UnavailableError:
+                await asyncio.sleep(_POLL_S)
+            except EngineError as error:
+                raise self._failure(error.message) from error
 
     async def _finish_log(self) -> None:
-        """Wait until what the dead engine printed has been read."""
+        """Wait until everything that the engine started has ended, which closes its output."""
         if self._reader is not None:
-            await asyncio.wait([self._reader], timeout=2.0)
+            await asyncio.wait([self._reader], timeout=_STOP_TIMEOUT_S)
 
     def _failure(self, message: str, cure: str = "") -> EngineError:
         """Say what went wrong: the well-known cause if the log names one, and the last lines of the log."""
-        lines = list(self._tail)
-        cause = find_cause(lines)
+        shown = list(self._log.tail)[-_SHOWN_LINES:]
+        cause: Cause | None = find_cause(self._log.tail)
         if cause is not None:
             message, cure = f"{message}: {cause.message}", cause.cure
-        shown = "".join(f"\n    {line}" for line in lines[-_SHOWN_LINES:])
-        return EngineError(f"{message}{shown}", cure=f"{cure or 'look into the log'} (the whole log: {self.log_path})")
+            if cause.line not in shown:
+                shown = [cause.line, "...", *shown]
+        lines = "".join(f"\n    {line}" for line in shown)
+        return EngineError(
+            f"{message}{lines}", cure=f"{cure or 'look into the log'} (the log: {self.log_path})"
+        )
 
-    # ------------------------------------------------------------------------------------------------ life and death
+    # ------------------------------------------------------------------------------------------------- life and death
 
     async def _watch(self) -> None:
-        """Wait for the engine's death; start it again with a growing pause, a few times."""
+        """Wait for trouble; start the engine again with a growing pause, a few times."""
         while True:
             began = time.monotonic()
-            assert self._process is not None
-            code = await self._process.wait()
-            await self._finish_log()
-            if time.monotonic() - began > _STABLE_S:
+            reason = await self._wait_for_trouble()
+            if time.monotonic() - began > self._restarts.stable_s:
                 self.num_restarts = 0
-            self._on_health(False, f"{self.name} ended with exit code {code}")
-            _log.error("%s", self._failure(f"{self.name} ended with exit code {code}").message)
-            if not await self._restart():
+            self._on_health(False, reason)
+            _log.error("%s", self._failure(reason).message)
+            if not await self._restart(reason):
                 return
             self._on_health(True, "")
 
-    async def _restart(self) -> bool:
+    async def _wait_for_trouble(self) -> str:
+        """Return why the engine has to be started again."""
+        assert self._process is not None
+        silence = wait_until_wedged(lambda: self._probe(self.url), self._traffic, self._patience)
+        is_silent, result = await _first(silence, self._process.wait())
+        if is_silent:
+            return f"{self.name} no longer answers ({result})"
+        return f"{self.name} {_ending(result)}"
+
+    async def _restart(self, reason: str) -> bool:
         """Try to bring the engine back; False when the limit is reached."""
-        while self.num_restarts < _MAX_RESTARTS:
-            pause_s = min(2.0**self.num_restarts, _MAX_BACKOFF_S)
+        policy = self._restarts
+        await self._end_process()
+        while self.num_restarts < policy.max_restarts:
+            pause_s = min(policy.pause_s * 2.0**self.num_restarts, policy.max_pause_s)
             self.num_restarts += 1
-            _log.warning("starting %s again in %.0f s (%d of %d)", self.name, pause_s, self.num_restarts, _MAX_RESTARTS)
+            _log.warning(
+                "starting %s again in %g s (%d of %d)",
+                self.name,
+                pause_s,
+                self.num_restarts,
+                policy.max_restarts,
+            )
             await asyncio.sleep(pause_s)
-            await self._end_process()
             try:
-                await self._start_once()
-            except EngineError as error:
-                _log.error("%s", error.message)
+                await self._start()
+            except (EngineError, OSError) as error:
+                _log.error("%s", error)
                 continue
             return True
-        self._on_health(False, f"{self.name} died {self.num_restarts} times and is not started again")
+        self._on_health(False, f"{reason}; started {self.num_restarts} times again, and now no more")
+        _log.error("%s is not started again: it has failed %d times", self.name, self.num_restarts)
         return False
 
     async def _end_process(self) -> None:
         """Close the guard's pipe, which ends everything behind it, and wait."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.stdin is not None:
+        async with self._ending:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            assert process.stdin is not None
             process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        await self._finish_log()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+            await self._finish_log()
+
+
+async def _first(one: Coroutine[Any, Any, Any], other: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
+    """Run two coroutines until one has ended. Return whether it is the first, and its result; the other is cancelled."""
+    tasks = [asyncio.create_task(one), asyncio.create_task(other)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        # Where both have ended, the second counts: a process that has ended is what matters.
+        winner = tasks[1] if tasks[1].done() else tasks[0]
+        return winner is tasks[0], winner.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
@@ -279,15 +301,17 @@ async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _read_line(stream: asyncio.StreamReader) -> str:
-    """Return the next line that is not empty; "" at the end. Progress bars redraw with \\r: their last state counts."""
-    while True:
-        try:
-            raw = await stream.readline()
-        except ValueError:  # a line over the reader's limit: skipped
-            continue
-        if not raw:
-            return ""
-        line = raw.decode(errors="replace").rstrip().rpartition("\r")[2].strip("\x00")
-        if line:
-            return line
+def _free_port() -> int:
+    """Return a port that is free now on the loopback interface."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ending(code: int) -> str:
+    """Say how a process ended. The guard exits with 128 + N where signal N ended the engine, -N is the guard's own."""
+    number = -code if code < 0 else code - 128
+    if number <= 0 or number not in set(signal.Signals):
+        return f"ended with exit code {code}"
+    return f"was ended by {signal.Signals(number).name}"

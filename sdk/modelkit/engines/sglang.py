@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from modelkit.engines.child import ChildEngine
+from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, flag, pairs, switch
-from modelkit.engines.process import Stage
 
 __all__ = ["SglangEngine"]
 
@@ -49,7 +49,9 @@ class SglangEngine(ChildEngine):
     stages: ClassVar[Sequence[Stage]] = (
         Stage("reading the config", re.compile(r"server_args=")),
         Stage("loading weights", re.compile(r"Load weight begin|Loading safetensors")),
-        Stage("allocating the KV cache", re.compile(r"Load weight end|KV Cache is allocated|Memory pool end")),
+        Stage(
+            "allocating the KV cache", re.compile(r"Load weight end|KV Cache is allocated|Memory pool end")
+        ),
         Stage("capturing CUDA graphs", re.compile(r"Capture cuda graph begin|Capturing batches")),
         Stage("starting the server", re.compile(r"Application startup complete|Uvicorn running")),
         Stage("warming up", re.compile(r"POST /generate|ready to roll")),

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from modelkit.engines.child import ChildEngine
+from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, choice, flag, refuse, switch
-from modelkit.engines.process import Stage
 from modelkit.errors import EngineError
 
 __all__ = ["TgiEngine"]
@@ -29,11 +29,16 @@ class TgiEngine(ChildEngine):
         "quantization": flag("--quantize"),
         "gpu_memory_utilization": flag("--cuda-memory-fraction"),
         "max_num_seqs": flag("--max-batch-size"),
-        "kv_cache_dtype": choice("--kv-cache-dtype", {"auto": "", "fp8": "fp8_e4m3fn", "fp8_e4m3fn": "fp8_e4m3fn"}),
+        "kv_cache_dtype": choice(
+            "--kv-cache-dtype", {"auto": "", "fp8": "fp8_e4m3fn", "fp8_e4m3fn": "fp8_e4m3fn"}
+        ),
         "speculative": lambda value: ["--speculate", str(value.get("num_speculative_tokens", 2))],
         "tool_call_parser": refuse("TGI reads tool calls without a parser"),
         "reasoning_parser": refuse("TGI has no reasoning parsers"),
-        "lora_modules": lambda value: ["--lora-adapters", ",".join(f"{key}={item}" for key, item in value.items())],
+        "lora_modules": lambda value: [
+            "--lora-adapters",
+            ",".join(f"{key}={item}" for key, item in value.items()),
+        ],
         "trust_remote_code": switch("--trust-remote-code"),
     }
     stages: ClassVar[Sequence[Stage]] = (

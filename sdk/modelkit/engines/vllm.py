@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from modelkit.engines.child import ChildEngine
+from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, flag, json_flag, pairs, switch
-from modelkit.engines.process import Stage
 
 __all__ = ["VllmEngine"]
 

@@ -25,6 +25,8 @@ class ModelContext:
     config: Config
     model_dir: Path
     checkpoint_dirs: Mapping[str, Path] = field(default_factory=dict)
+    # Hears what `load` is doing.
+    report_progress: Callable[[str], None] = lambda _: None
 
 
 class Model:
@@ -79,6 +81,10 @@ class Model:
     def request(self) -> Request:
         """The call being answered: its id, metadata, deadline, and whether the caller has gone."""
         return current_request()
+
+    def report_progress(self, stage: str) -> None:
+        """Say what a `load` that takes long is doing now: "compiling". Who starts the server sees it."""
+        self.context.report_progress(stage)
 
     def report_usage(
         self,
