@@ -29,7 +29,8 @@ HOME_KEY = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in [name for name in os.environ if name.startswith("MODELKIT_")]:
+    # MODELKIT_TEST_* say what this machine has for tests, such as a Python with a real engine.
+    for name in [n for n in os.environ if n.startswith("MODELKIT_") and not n.startswith("MODELKIT_TEST_")]:
         del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="modelkit-tests-"))
     config.stash[HOME_KEY] = home

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,10 +14,16 @@ from modelkit.cli import console
 from modelkit.errors import UsageError, closest
 from modelkit.resources import template_names, templates_dir
 
+if TYPE_CHECKING:
+    from modelkit.engines import EngineInfo
+
 __all__ = ["command", "scaffold"]
 
 DEFAULT_TEMPLATE = "python"
 DEFAULT_LLM_TEMPLATE = "transformers"
+REMOTE_TEMPLATE = "openai"
+# What the templates of all engines have in common: a file of the engine's own takes the place of one of these.
+ENGINE_BASE = "_engine"
 # Small (270 MB), ungated and Apache-2.0: the first answer comes soon, also on a CPU.
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -50,7 +56,9 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="REPO_OR_FOLDER", help="The checkpoint: org/name on the Hub, or a folder."
+            "--model",
+            metavar="REPO_OR_FOLDER",
+            help="The checkpoint: org/name on the Hub, or a folder. With --engine openai the model's name there.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are in the way.")] = False,
@@ -59,13 +67,21 @@ def command(
     """Write a new model folder from a template."""
     may_ask = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     name = _choose_template(engine, template, model, may_ask=may_ask)
-    checkpoint = _choose_checkpoint(name, model, target, may_ask=may_ask)
-    files = scaffold(target, name, checkpoint, force=force)
+    remote_model = model if name == REMOTE_TEMPLATE else None
+    checkpoint = None if name == REMOTE_TEMPLATE else _choose_checkpoint(name, model, target, may_ask=may_ask)
+    files = scaffold(target, name, checkpoint, remote_model=remote_model, force=force)
     console.success(f"wrote {target}: {', '.join(files)}")
-    console.info(_next_steps(target))
+    console.info(_next_steps(target, name))
 
 
-def scaffold(target: Path, template: str, checkpoint: Checkpoint | None, *, force: bool = False) -> list[str]:
+def scaffold(
+    target: Path,
+    template: str,
+    checkpoint: Checkpoint | None,
+    *,
+    remote_model: str | None = None,
+    force: bool = False,
+) -> list[str]:
     """Write the files of a template below `target` and return their names. Replaces files only with `force`."""
     from modelkit.config import json_schema
 
@@ -73,6 +89,11 @@ def scaffold(target: Path, template: str, checkpoint: Checkpoint | None, *, forc
         "id": _yaml(_model_id(target)),
         "schema_file": f"./{SCHEMA_FILE}",
         "checkpoint": checkpoint and checkpoint._replace(value=_yaml(checkpoint.value)),
+        "engine": {
+            "name": template,
+            "version": _pinned_version(template),
+            "model": remote_model and _yaml(remote_model),
+        },
     }
     files = _render(template, values) | {SCHEMA_FILE: json.dumps(json_schema(), indent=2) + "\n"}
     _refuse_overwriting(target, list(files), force=force)
@@ -145,23 +166,46 @@ def _yaml(text: str) -> str:
 
 def _render(template: str, values: Mapping[str, Any]) -> dict[str, str]:
     """Return the template's files by name: *.j2 are filled in, the others are as they are."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
+        loader=FileSystemLoader(templates_dir()),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
         autoescape=False,  # noqa: S701 - YAML and Python, never HTML
     )
     files = {}
-    for path in sorted((templates_dir() / template).iterdir()):
-        if not path.is_file():
-            continue
-        text = path.read_text(encoding="utf-8")
+    for name, path in sorted(_template_files(template).items()):
         if path.suffix == ".j2":
-            text = environment.from_string(text).render(values)
-        files[path.name.removesuffix(".j2")] = text
+            files[name] = environment.get_template(f"{path.parent.name}/{path.name}").render(values)
+        else:
+            files[name] = path.read_text(encoding="utf-8")
     return files
+
+
+def _template_files(template: str) -> dict[str, Path]:
+    """Return where each file of a template is, by its name in the model folder."""
+    layers = (template,) if _engine_info(template) is None else (ENGINE_BASE, template)
+    return {
+        path.name.removesuffix(".j2"): path
+        for layer in layers
+        for path in (templates_dir() / layer).iterdir()
+        if path.is_file()
+    }
+
+
+def _engine_info(template: str) -> "EngineInfo | None":
+    """Return what the catalog says of a template's engine; None where it has none."""
+    from modelkit.engines import ENGINES
+
+    return ENGINES.get(template)
+
+
+def _pinned_version(template: str) -> str | None:
+    """Return the version that a new folder's engine has, where the folder decides on one."""
+    info = _engine_info(template)
+    return info.builds["gpu"].version if info is not None and info.builds else None
 
 
 def _refuse_overwriting(target: Path, names: list[str], *, force: bool) -> None:
@@ -186,10 +230,13 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _next_steps(target: Path) -> str:
+def _next_steps(target: Path, template: str) -> str:
     folder = f"'{target}'" if re.search(r"[^\w./-]", str(target)) else str(target)
     lines = (target / "requirements.txt").read_text(encoding="utf-8").splitlines()
     steps = [f"modelkit validate {folder}", f"modelkit serve {folder} --local", 'modelkit predict "Hello"']
-    if any(line.strip() and not line.startswith("#") for line in lines):
+    if _pinned_version(template) is not None:
+        # Not from requirements.txt: that would put the engine beside modelkit, and its CUDA build at that.
+        steps.insert(0, f"modelkit engines install {template}")
+    elif any(line.strip() and not line.startswith("#") for line in lines):
         steps.insert(0, f"pip install -r {folder}/requirements.txt")
     return "\n".join(["", "Next:", *(f"  {step}" for step in steps)])

@@ -132,7 +132,7 @@ def remove(requirement: str) -> list[Environment]:
 
 def _check_python(engine: str, info: EngineInfo, python: str, version: str | None) -> str:
     """Return `engine.python` as a path. Raises EngineError where it is absent, broken, or lacks the engine."""
-    path = shutil.which(Path(python).expanduser())
+    path = shutil.which(str(Path(python).expanduser()))
     if path is None:
         raise EngineError(
             f"engine.python is {python}, and there is no such program",
