@@ -265,7 +265,7 @@ class EngineProcess:
     async def _end_process(self) -> None:
         """Close the guard's pipe, which ends everything behind it, and wait."""
         async with self._ending:
-            process, self._process = self._process, None
+            process = self._process
             if process is None:
                 return
             assert process.stdin is not None
@@ -277,6 +277,8 @@ class EngineProcess:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             await self._finish_log()
+            # Only now: where this is cancelled half-way, the next one has to go on.
+            self._process = None
 
 
 async def _first(one: Coroutine[Any, Any, Any], other: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
