@@ -34,8 +34,14 @@ SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["InferenceService"].full_na
 # Health checks of this name ask whether the process is alive; of "" and SERVICE_NAME, whether it takes calls.
 LIVENESS: Final = "liveness"
 
+# How late a health watcher may hear of it; calls and HTTP's /ready ask each time.
+_READINESS_POLL_S = 0.2
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_NOT# How late a health watcher may hear of it; calls and HTTP's /ready ask each time.
+_READINESS_POLL_S = 0.2
+
+_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ class Server:
         self._grpc: Any = None
         self._http = self._make_http(Identity(model_id, description, engine))
         self._hurrying: asyncio.Future[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def startup(self) -> None:
         """Open the ports. Raises ServeError when one is taken or the TLS files cannot be read."""
@@ -118,7 +125,8 @@ class Server:
     async def load(self) -> None:
         """Load the model and say that it is ready. Raises what Predictor.load raises."""
         await self.predictor.load()
-        await self._set_ready(ready=True)
+        await self._set_ready(ready=not self.predictor.unready_reason())
+        self._following = asyncio.create_task(self._follow_readiness(), name="modelkit readiness")
 
     async def shutdown(self) -> int:
         """Drain and stop: refuse new calls, let the running ones end, cancel those that outlast the drain time.
@@ -126,6 +134,8 @@ class Server:
         Returns how many calls are still running in threads, which nothing can stop.
         """
         self.predictor.drain()
+        if self._following is not None:
+            self._following.cancel()
         await self._health.enter_graceful_shutdown()
         draining = [] if self._grpc is None else [self._grpc.stop(self.options.drain_timeout_s)]
         if self._http is not None:
@@ -158,6 +168,8 @@ class Server:
                 await stopping
             loading.cancel()
             stopping.cancel()
+            # A load that is ended has something to tidy up: an engine that is half started.
+            await asyncio.wait([loading], timeout=self.options.drain_timeout_s)
         finally:
             num_stuck = await self.shutdown()
         return num_stuck
@@ -184,6 +196,17 @@ class Server:
         if self._http is not None and options.http_port is not None:
             tls = _ssl_context(options.tls) if options.tls else None
             self.http_url = await self._http.start(options.host, options.http_port, tls)
+
+    async def _follow_readiness(self) -> None:
+        """Tell health watchers when a loaded model stops and starts answering: its engine dies and comes back."""
+        told = ""
+        while True:
+            await asyncio.sleep(_READINESS_POLL_S)
+            reason = self.predictor.unready_reason()
+            if bool(reason) != bool(told):
+                _log.warning("not ready: %s", reason) if reason else _log.info("ready again")
+                await self._set_ready(ready=not reason)
+            told = reason
 
     async def _set_ready(self, *, ready: bool) -> None:
         for name in ("", SERVICE_NAME):

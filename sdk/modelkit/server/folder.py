@@ -1,5 +1,6 @@
 """From a model folder on disk to a Model that is ready to be loaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from modelkit.checkpoints import resolve
@@ -10,10 +11,13 @@ from modelkit.model import Model, ModelContext, check_model, import_model_class
 __all__ = ["open_model"]
 
 
-def open_model(model_dir: Path, config: Config) -> Model:
+def open_model(
+    model_dir: Path, config: Config, report_progress: Callable[[str], None] = lambda _: None
+) -> Model:
     """Import model.py, find its checkpoint on disk (fetching it where it is not), and make the Model.
 
     Raises ConfigError with every problem of model.py, before anything is fetched; LoadError for the checkpoint.
+    `report_progress` hears what the model's `load` is doing.
     """
     problems = [problem for problem in check_model(model_dir) if problem.severity == "error"]
     if problems:
@@ -23,5 +27,5 @@ def open_model(model_dir: Path, config: Config) -> Model:
     if config.checkpoints is not None:
         checkpoint_dirs["default"] = resolve(config.checkpoints, model_dir)
     model = model_class()
-    model.context = ModelContext(config, model_dir, checkpoint_dirs)
+    model.context = ModelContext(config, model_dir, checkpoint_dirs, report_progress)
     return model

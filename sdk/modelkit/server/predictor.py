@@ -167,9 +167,10 @@ class Predictor:
                         yield item
 
     def _find(self, name: str, kind: MethodKind) -> Signature:
-        if self.state is not State.READY:
-            cure = "wait until the server is ready" if self.state is State.LOADING else ""
-            raise UnavailableError(f"the model is {self.state}", cure=cure, retry_after_s=1.0)
+        reason = self.unready_reason()
+        if reason:
+            cure = "wait until the server is ready" if self.state in (State.LOADING, State.READY) else ""
+            raise UnavailableError(reason, cure=cure, retry_after_s=1.0)
         signature = self.signatures.get(name)
         if signature is None:
             raise MethodNotFoundError(name, list(self.signatures))

@@ -269,7 +269,7 @@ def _read_bytes(value: Any, rest: dict[str, Any]) -> bytes:
 
 def _read_float(value: Any, rest: dict[str, Any]) -> float:
     _take(rest)
-    if value not in _FLOATS:
+    if not isinstance(value, str) or value not in _FLOATS:
         raise ValueError(f"'$float' must be one of {', '.join(_FLOATS)}")
     return _FLOATS[value]
 

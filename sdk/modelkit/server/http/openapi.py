@@ -106,7 +106,8 @@ class _Schemas:
     def __init__(self, prefix: str) -> None:
         self.named: Schema = {}
         self._prefix = prefix
-        self._names: dict[TypeSpec, str] = {}
+        # The objects named so far; a list, for defaults inside a spec need not be hashable.
+        self._objects: list[tuple[TypeSpec, str]] = []
 
     def arguments(self, signature: Signature) -> Schema:
         """Return the schema of a call's arguments; the streamed one is not among them."""
@@ -153,13 +154,12 @@ class _Schemas:
 
     def object_of(self, spec: TypeSpec) -> Schema:
         """Refer to a named schema. An object without members stands inside itself and refers to the outer one."""
-        if not spec.fields and spec.name in self.named:
-            return {"$ref": self._prefix + spec.name}
-        if spec in self._names:
-            return {"$ref": self._prefix + self._names[spec]}
+        for known, name in reversed(self._objects):
+            if known == spec or (known.name == spec.name and not spec.fields):
+                return {"$ref": self._prefix + name}
         name = self._free_name(spec.name or "Object")
-        self._names[spec] = name
-        self.named[name] = {}
+        self._objects.append((spec, name))
+        self.named[name] = {}  # taken, while its members are read
         self.named[name] = self._object(spec.fields)
         return {"$ref": self._prefix + name}
 
