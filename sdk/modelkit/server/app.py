@@ -38,10 +38,7 @@ LIVENESS: Final = "liveness"
 _READINESS_POLL_S = 0.2
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT# How late a health watcher may hear of it; calls and HTTP's /ready ask each time.
-_READINESS_POLL_S = 0.2
-
-_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @dataclass(frozen=True, slots=True)
