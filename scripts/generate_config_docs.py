@@ -1,15 +1,23 @@
-"""Write docs/config.md and docs/config.schema.json from the models of config.yaml; --check fails where they differ."""
+"""Write the generated documents; --check fails where they differ.
+
+docs/config.md and docs/config.schema.json come from the models of config.yaml, the table of options in docs/engines.md
+from the engines' adapters.
+"""
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from modelkit.config import json_schema
 from modelkit.config.clarifai import HAS_NO_EFFECT, MOVED
 from modelkit.config.tree import format_path
+from modelkit.engines import ENGINES
+from modelkit.errors import UsageError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -32,6 +40,25 @@ Differences between environments go into an overlay: with `--env prod` (or `MODE
 command line, over both: `--set compute.num_accelerators=2`, `--set secrets[0].env_var=API_KEY`.
 """
 
+# A value of each common option, to show what an adapter makes of it; other values where an engine has other words.
+SAMPLES: dict[str, Any] = {
+    "tensor_parallel_size": 2,
+    "max_model_len": 8192,
+    "dtype": "bfloat16",
+    "quantization": "awq",
+    "gpu_memory_utilization": 0.9,
+    "max_num_seqs": 64,
+    "enable_prefix_caching": (True, False),
+    "enable_chunked_prefill": (True, False),
+    "kv_cache_dtype": "fp8",
+    "speculative": {"method": "eagle3", "model": "DRAFT", "num_speculative_tokens": 4},
+    "tool_call_parser": "NAME",
+    "reasoning_parser": "NAME",
+    "lora_modules": {"NAME": "FOLDER"},
+    "trust_remote_code": True,
+}
+OTHER_SAMPLES = {("sglang", "kv_cache_dtype"): "fp8_e4m3"}
+
 
 def main() -> int:
     """Write or check the files. Returns the exit code."""
@@ -44,6 +71,7 @@ def main() -> int:
     files = {
         DOCS / "config.md": "\n".join(render(schema)),
         DOCS / "config.schema.json": json.dumps(schema, indent=2) + "\n",
+        DOCS / "engines.md": with_options((DOCS / "engines.md").read_text(encoding="utf-8")),
     }
     stale = [
         path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text
@@ -140,6 +168,48 @@ def meaning(schema: dict[str, Any]) -> str:
     if default is None or "Default:" in text:
         return text
     return f"{text} Default: `{json.dumps(default) if isinstance(default, bool) else default}`."
+
+
+def with_options(page: str) -> str:
+    """Return docs/engines.md with the table of options as the adapters have it."""
+    before, start, rest = re.split(r"(<!-- options:.*-->\n)", page)
+    return (
+        f"{before}{start}\n"
+        + "\n".join(render_options())
+        + "\n\n"
+        + rest[rest.index("<!-- end of options") :]
+    )
+
+
+def render_options() -> Iterator[str]:
+    """Yield the lines of the table: an option a row, an engine a column."""
+    adapters = {name: adapter(info.target) for name, info in ENGINES.items() if info.builds or info.needs_gpu}
+    yield f"| option | {' | '.join(adapters)} |"
+    yield "|---|" + "---|" * len(adapters)
+    for option, sample in SAMPLES.items():
+        cells = [
+            cell(engine.flags.get(option), OTHER_SAMPLES.get((name, option), sample))
+            for name, engine in adapters.items()
+        ]
+        yield f"| `{option}` | {' | '.join(cells)} |"
+
+
+def adapter(target: str) -> Any:
+    """Import the class that a target names."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def cell(maker: Callable[[Any], list[str]] | None, sample: Any) -> str:
+    """Show the arguments for a sample value, or for both values of a switch."""
+    if maker is None:
+        return "-"
+    try:
+        made = [" ".join(maker(value)) for value in (sample if isinstance(sample, tuple) else (sample,))]
+    except UsageError:
+        return "refused"
+    shown = [f"`{text}`" for text in made if text]
+    return " or ".join(shown) or "always on"
 
 
 if __name__ == "__main__":
