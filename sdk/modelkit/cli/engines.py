@@ -54,9 +54,11 @@ def install(
 ) -> None:
     """Install an engine into an environment of its own, which models that name it then use."""
     from modelkit.engines.environments import install as install_engine
+    from modelkit.engines.environments import parse_requirement
     from modelkit.engines.installers import Progress
 
-    with console.status("looking at what is installed") as show:
+    parse_requirement(requirement)
+    with console.status(f"installing {requirement}") as show:
         stages = _Stages(show)
         made = install_engine(requirement, Progress(stages.next, stages.detail), force=force)
     console.success(f"{made.requirement} is in {_short(made.folder)} ({_size(made.size_bytes)})")

@@ -24,7 +24,15 @@ from modelkit.engines.installers import Installer, Progress, choose_installer
 from modelkit.engines.machine import has_nvidia_gpu
 from modelkit.errors import EngineError, UsageError, closest
 
-__all__ = ["Environment", "engines_dir", "find_python", "install", "list_environments", "remove"]
+__all__ = [
+    "Environment",
+    "engines_dir",
+    "find_python",
+    "install",
+    "list_environments",
+    "parse_requirement",
+    "remove",
+]
 
 RECORD = "modelkit.json"
 
@@ -104,7 +112,7 @@ def install(requirement: str, progress: Progress | None = None, *, force: bool =
     `force` makes it anew; where that fails, the old one stays. Raises UsageError for what modelkit does not install,
     EngineError where the installation fails.
     """
-    engine, version = _parse(requirement)
+    engine, version = parse_requirement(requirement)
     hardware = _hardware()
     build = _build(engine, version, hardware)
     return _make(engine, build, hardware, progress or Progress(), force=force)
@@ -112,7 +120,7 @@ def install(requirement: str, progress: Progress | None = None, *, force: bool =
 
 def remove(requirement: str) -> list[Environment]:
     """Delete the environments that "vllm==0.26.0" names, or "vllm" where there is one only; return what was deleted."""
-    engine, version = _parse(requirement)
+    engine, version = parse_requirement(requirement)
     kept = [found for found in list_environments() if found.engine == engine]
     chosen = [found for found in kept if version is None or _same_version(found.version, version)]
     names = list(dict.fromkeys(found.requirement for found in kept))
@@ -193,8 +201,8 @@ def _build(engine: str, version: str | None, hardware: Hardware) -> Build:
     return replace(build, version=version.partition("+")[0]) if version else build
 
 
-def _parse(requirement: str) -> tuple[str, str | None]:
-    """Return engine and version of a requirement. Raises UsageError where modelkit keeps no such environment."""
+def parse_requirement(requirement: str) -> tuple[str, str | None]:
+    """Return engine and version of "vllm==0.26.0". Raises UsageError where modelkit keeps no environment of it."""
     match = _REQUIREMENT.fullmatch(requirement)
     if match is None:
         raise UsageError(

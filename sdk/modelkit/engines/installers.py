@@ -30,6 +30,7 @@ _PIP_SETTINGS_FOR_UV = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
     "PIP_EXTRA_INDEX_URL": "UV_INDEX",
     "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_NO_INDEX": "UV_NO_INDEX",
     "PIP_CERT": "SSL_CERT_FILE",
 }
 
@@ -168,12 +169,12 @@ _CAUSES = (
         re.compile(
             r"dns error|name resolution|NewConnectionError|Name or service not known|network is unreachable"
             r"|failed to establish a new connection|connection refused|could not connect|client error \(Connect\)"
-            r"|Network connectivity is disabled",
+            r"|network was disabled|network connectivity is disabled",
             re.IGNORECASE,
         ),
         "the package index cannot be reached",
-        "check the network and the settings of pip or uv (a mirror is set with PIP_INDEX_URL); where there is no "
-        "network, copy an environment here and name its interpreter with engine.python in config.yaml",
+        "check the network and the settings of pip or uv (PIP_INDEX_URL names a mirror); where there is no network, "
+        "PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER install from a folder of wheels",
     ),
     _Cause(
         re.compile(r"No matching distribution found|there is no version of|no solution found", re.IGNORECASE),

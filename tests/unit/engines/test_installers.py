@@ -97,6 +97,7 @@ def test_the_output_is_heard_and_a_failure_ends_with_it(script, python):
             "the package index cannot be reached",
         ),
         ("ERROR: No matching distribution found for vllm==9", "there is no such version for Python"),
+        ("hint: Packages were unavailable because the network was disabled.", "cannot be reached"),
         ("  × No solution found when resolving dependencies:\n  ╰─▶ Because there is no version of vllm", "no such"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("The virtual environment was not created successfully because ensurepip is not available", "venv"),
