@@ -52,10 +52,10 @@ async def test_it_chats_and_calls_methods(tmp_path):
     options = ServerOptions(port=0, http_port=0, api_key="secret")
     with run_server(Chat, config=ECHO, options=options) as server:
         async with open_page(server.http_url, tmp_path) as page:
-            await page.wait("!document.querySelector('#key-form').hidden")
+            await page.wait("document.querySelector('#key-form')?.hidden === false")
             await page.run("document.querySelector('#key').value = 'secret'")
             await page.run("document.querySelector('#key-form').requestSubmit()")
-            await page.wait("document.querySelector('#say')")
+            await page.wait("document.querySelector('#say') !== null")
             assert await page.run("document.querySelector('h1').textContent") == "echo-chat"
             page.problems.clear()  # the refused call before there was a key
 
