@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from enum import Enum
 
 import pytest
-from browser import CHROMIUM, open_page
 
+from browser import CHROMIUM, open_page
 from modelkit import Field, Image, method
 from modelkit.config import Config
 from modelkit.engines.llm import LLM
@@ -61,7 +61,9 @@ async def test_it_chats_and_calls_methods(tmp_path):
 
             await page.run("document.querySelector('#say').value = 'the quick <b>brown</b> fox'")
             await page.run("document.querySelector('#view form').requestSubmit()")
-            await page.wait("/^5 tokens, first after/.test(document.querySelector('#chat small')?.textContent)")
+            await page.wait(
+                "/^5 tokens, first after/.test(document.querySelector('#chat small')?.textContent)"
+            )
             answer = "document.querySelector('.turn.assistant').textContent"
             assert await page.run(answer) == "the quick <b>brown</b> fox"
 

@@ -37,11 +37,13 @@ class EmbeddedEngine(Engine):
         parsed = parse_body(endpoint, body, self.name)
         requests = parsed.requests()
         style = _Style(parsed, self.model_id, streamed=True)
-        for index in range(len(requests)) if style.is_chat else ():
-            yield style.chunk(index, {"role": "assistant", "content": ""})
         last: dict[int, Chunk] = {}
         async with aclosing(_merge([self._checked(request) for request in requests])) as chunks:
             async for index, chunk in chunks:
+                if style.is_chat and not last:
+                    # Not before the engine has answered: until then an error can be a status instead of an event.
+                    for number in range(len(requests)):
+                        yield style.chunk(number, {"role": "assistant", "content": ""})
                 last[index] = chunk
                 if chunk.text or not chunk.finish_reason:
                     yield style.chunk(index, {"content": chunk.text})
