@@ -60,6 +60,9 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Set a key: server.max_queue=64.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run the model on another engine than config.yaml names.")
+    ] = None,
     api_key_env: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Ask callers for the API key in this environment variable."),
@@ -83,6 +86,9 @@ def command(
         return _reload(path)
     started = time.perf_counter()
     config = load_config(path, environment=environment, overrides=overrides or ())
+    if engine is not None:
+        config = _switch_engine(config, engine)
+    progress = _Progress()
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
         from modelkit.server.folder import open_model
@@ -99,14 +105,36 @@ def command(
             tls=_tls(tls_cert, tls_key, tls_client_ca),
             api_key=_api_key(api_key_env),
         )
-        model = open_model(path, config)
+        model = open_model(path, config, progress.report)
     _configure_logging(log_format)
     _warn_if_open(options)
     server = _server(model, options, config)
-    return _run(server, lambda: _announce(server, config, started, as_json=as_json))
+    return _run(server, progress, lambda: _announce(server, config, started, as_json=as_json))
 
 
-def _run(server: "Server", on_ready: Callable[[], None]) -> int:
+class _Progress:
+    """What a model says of its `load` goes to the status line that is shown at the time."""
+
+    def __init__(self) -> None:
+        self.show: Callable[[str], None] = lambda _: None
+
+    def report(self, stage: str) -> None:
+        self.show(stage)
+
+
+def _switch_engine(config: Config, name: str) -> Config:
+    from modelkit.engines.switching import switch_engine
+
+    config, left_out = switch_engine(config, name)
+    for option in left_out:
+        console.warning(
+            f"engine.{option} is left out: it is spelled for another engine than {name}",
+            cure=f"give {name} its own with --set engine.{option}=..., or in config.{name}.yaml with --env {name}",
+        )
+    return config
+
+
+def _run(server: "Server", progress: _Progress, on_ready: Callable[[], None]) -> int:
     """Run the server until a signal. Returns 0 after a drain, 130 when the model was still loading."""
     import uvloop
 
@@ -115,7 +143,9 @@ def _run(server: "Server", on_ready: Callable[[], None]) -> int:
         stop = asyncio.Event()
         _stop_on_signals(server, stop)
         loading = ExitStack()
-        loading.enter_context(console.status(f"loading {type(server.predictor.model).__name__}"))
+        progress.show = loading.enter_context(
+            console.status(f"loading {type(server.predictor.model).__name__}")
+        )
 
         def announce() -> None:
             nonlocal ready

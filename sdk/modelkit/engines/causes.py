@@ -70,7 +70,10 @@ CAUSES = (
     ),
     _cause(
         "shared_memory",
-        [r"no space left on device.{0,80}/dev/shm", r"/dev/shm.{0,80}no space left on device", r"unable to allocate shared memory"],
+        [
+            r"no space left on device.{0,80}/dev/shm",
+            r"unable to allocate shared memory",
+        ],
         "the shared memory (/dev/shm) is full",
         "give the container more of it: docker run --shm-size 16g, or --ipc host",
     ),
@@ -112,6 +115,12 @@ CAUSES = (
         ],
         "this build of the engine, or the number format, does not suit the accelerator's compute capability",
         "try engine.dtype: float16, a checkpoint that is quantized otherwise, or another version of the engine",
+    ),
+    _cause(
+        "illegal_instruction",
+        [r"fatal python error: illegal instruction"],
+        "the engine used an instruction that this CPU, or the virtual machine around it, does not permit",
+        "set engine.dtype: float32, with which the engine takes other kernels",
     ),
     _cause(
         "unknown_option",

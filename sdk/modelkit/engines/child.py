@@ -148,6 +148,8 @@ class ChildEngine(OpenAIEngine):
                 "PATH": path,
                 "HF_HUB_OFFLINE": "1",
                 "TOKENIZERS_PARALLELISM": "false",
+                # A crash in a kernel says where it was.
+                "PYTHONFAULTHANDLER": "1",
                 **self.environment(),
             },
             stages=self.stages,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import orjson
 
+from modelkit.config import EngineConfig
 from modelkit.engines.base import Chunk, Engine, GenerationRequest
 from modelkit.engines.catalog import create
 from modelkit.engines.sampling import SamplingParams
@@ -86,7 +87,7 @@ class LLM(Model):
                 cure="add to config.yaml: engine: {name: transformers}",
             )
         checkpoint_dir = next(iter(self.context.checkpoint_dirs.values()), None)
-        self.engine = create(self.config.engine, checkpoint_dir, self.config.model.id)
+        self.engine = create(self._engine_config(self.config.engine), checkpoint_dir, self.config.model.id)
         self.engine.on_stage = self.report_progress
         await self.engine.start()
 
@@ -94,6 +95,17 @@ class LLM(Model):
         """Stop the engine."""
         if hasattr(self, "engine"):
             await self.engine.close()
+
+    def _engine_config(self, config: EngineConfig) -> EngineConfig:
+        """Fill in what the engine cannot know: how many accelerators there are, and where the folder is."""
+        changes: dict[str, Any] = {}
+        if config.tensor_parallel_size is None and self.config.compute.num_accelerators > 1:
+            changes["tensor_parallel_size"] = self.config.compute.num_accelerators
+        if config.lora_modules:
+            changes["lora_modules"] = {
+                name: str((self.model_dir / path).resolve()) for name, path in config.lora_modules.items()
+            }
+        return config.model_copy(update=changes)
 
     @property
     def unready_reason(self) -> str:

@@ -184,7 +184,7 @@ class EngineProcess:
     async def _poll_until_ready(self, launch: Launch) -> None:
         timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            while not await _is_healthy(session, launch.url + launch.health_path):
+            while not await _is_healthy(session, launch.url + launch.health_path):  # noqa: ASYNC110 - it is another process
                 await asyncio.sleep(_POLL_S)
         self._on_stage("answering a first request")
         while True:

@@ -34,9 +34,9 @@ class VllmEngine(ChildEngine):
     }
     stages: ClassVar[Sequence[Stage]] = (
         Stage("reading the config", re.compile(r"non-default args|vLLM API server version")),
-        Stage("starting the engine", re.compile(r"Initializing a V1 LLM engine|Waiting for .*engine core")),
+        Stage("starting the engine", re.compile(r"Initializing a V\d LLM engine|Waiting for .*engine core")),
         Stage("loading weights", re.compile(r"Starting to load model|Loading safetensors|Loading weights")),
-        Stage("compiling", re.compile(r"torch\.compile|Dynamo bytecode transform|Compiling a graph")),
+        Stage("compiling", re.compile(r"Dynamo bytecode transform|Compiling a graph|Start compiling")),
         Stage("measuring memory", re.compile(r"Available KV cache memory|GPU KV cache size")),
         Stage("capturing CUDA graphs", re.compile(r"Capturing CUDA graph|Graph capturing")),
         Stage("starting the server", re.compile(r"Starting vLLM API server|Application startup complete")),

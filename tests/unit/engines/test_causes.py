@@ -48,6 +48,7 @@ LINES = {
         "ValueError: The quantization method fp8 is not supported for the current GPU. Minimum capability: 89. "
         "Current capability: 75.",
     ],
+    "illegal_instruction": ["Fatal Python error: Illegal instruction"],
     "unknown_option": [
         "api_server.py: error: unrecognized arguments: --no-such-option 3",
         "launch_server.py: error: argument --dtype: invalid choice: 'x' (choose from 'auto', 'half')",
