@@ -164,16 +164,16 @@ def problems(found: Sequence[Problem], format: Format = "text") -> None:  # noqa
 def status(text: str) -> Iterator[Callable[[str], None]]:
     """Show that something is going on: a spinner with the seconds on a terminal, one line elsewhere, nothing with -q.
 
-    Yields a function that says what exactly is going on: beside the spinner, or as a line of its own.
+    What it yields changes the text, as one phase follows another.
     """
     if _settings.quiet:
         yield lambda _: None
     elif not _is_terminal(sys.stderr):
         _note(f"{text}...")
-        yield lambda stage: _note(f"  {stage}...")
+        yield lambda later: _note(f"{later}...")
     else:
-        with _spinner(text) as update:
-            yield lambda stage: update(f"{text}: {stage}")
+        with _spinner(text) as change:
+            yield change
 
 
 def paint(text: str, style: str, stream: TextIO | None = None) -> str:

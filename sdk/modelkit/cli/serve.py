@@ -143,9 +143,9 @@ def _run(server: "Server", progress: _Progress, on_ready: Callable[[], None]) ->
         stop = asyncio.Event()
         _stop_on_signals(server, stop)
         loading = ExitStack()
-        progress.show = loading.enter_context(
-            console.status(f"loading {type(server.predictor.model).__name__}")
-        )
+        what = f"loading {type(server.predictor.model).__name__}"
+        change = loading.enter_context(console.status(what))
+        progress.show = lambda stage: change(f"{what}: {stage}")
 
         def announce() -> None:
             nonlocal ready

@@ -6,7 +6,7 @@ import os
 # go on to use it; ours become other programs at once. It reads this when it is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from modelkit.server.app import LIVENESS, SERVICE_NAME, Server, ServerOptions, TlsFiles  # noqa: E402
-from modelkit.server.predictor import Predictor, State  # noqa: E402
+from modelkit.server.app import LIVENESS, SERVICE_NAME, Server, ServerOptions, TlsFiles
+from modelkit.server.predictor import Predictor, State
 
 __all__ = ["LIVENESS", "SERVICE_NAME", "Predictor", "Server", "ServerOptions", "State", "TlsFiles"]
