@@ -34,7 +34,7 @@ from modelkit.errors import (
     UnimplementedError,
 )
 
-__all__ = ["ChildEngine"]
+__all__ = ["ChildEngine", "room_by_tokenizer"]
 
 _log = logging.getLogger("modelkit.engine")
 
@@ -167,6 +167,18 @@ class ChildEngine(OpenAIEngine):
             raise
         except CallError as error:
             raise EngineError(f"{self.name} is there, but fails on a request: {error.message}") from error
+
+
+async def room_by_tokenizer(upstream: Upstream, served_name: str, prompt: str | list[int]) -> int | None:
+    """Return how many tokens may follow a prompt, by what a server's /tokenize says of a text; None if it has none."""
+    text = prompt if isinstance(prompt, str) else ""
+    try:
+        body = orjson.dumps({"model": served_name, "prompt": text})
+        answer = orjson.loads(await upstream.post_at("/tokenize", body))
+    except (NotFoundError, InvalidArgumentError, UnimplementedError):
+        return None
+    num_tokens = answer["count"] if isinstance(prompt, str) else len(prompt)
+    return max(1, int(answer["max_model_len"]) - num_tokens)
 
 
 def _log_path(engine: str, model_id: str) -> Path:

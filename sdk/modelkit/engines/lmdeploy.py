@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import orjson
+
 from modelkit.engines.base import Chunk, GenerationRequest
 from modelkit.engines.child import ChildEngine
 from modelkit.engines.engine_log import Stage
@@ -92,18 +94,18 @@ class LmdeployEngine(ChildEngine):
         return arguments
 
     def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Spell min_tokens its way; and say so where TurboMind would ignore a field without a word."""
-        if self.backend == "turbomind" and (body.get("n") or 1) != 1:
-            raise InvalidArgumentError("TurboMind makes one answer a request", cure="send n requests")
+        """Spell min_tokens its way; and say so where its server would ignore a field without a word."""
+        if "messages" not in body and (body.get("n") or 1) != 1:
+            raise InvalidArgumentError("LMDeploy makes one completion a request", cure="send n requests")
         for penalty in ("presence_penalty", "frequency_penalty"):
-            if self.backend == "turbomind" and body.get(penalty):
-                raise InvalidArgumentError(f"TurboMind has no {penalty}", cure="use repetition_penalty")
+            if body.get(penalty):
+                raise InvalidArgumentError(f"LMDeploy has no {penalty}", cure="use repetition_penalty")
         if "min_tokens" in body:
             body["min_new_tokens"] = body.pop("min_tokens")
         return body
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        """Cut at stop strings here: TurboMind ignores those of more than one token."""
+        """Cut at stop strings here: LMDeploy ignores those of more than one token."""
         matcher = StopMatcher(request.sampling.stop)
         async with aclosing(super().generate(request)) as chunks:
             async for chunk in chunks:
@@ -115,3 +117,74 @@ class LmdeployEngine(ChildEngine):
                     text += matcher.flush()
                 if text or chunk.finish_reason:
                     yield replace(chunk, text=text)
+
+    async def openai(self, endpoint: str, body: bytes) -> bytes:
+        """Cut the choices of a whole response at stop strings."""
+        response = await super().openai(endpoint, body)
+        stops = _stops(body)
+        if not stops:
+            return response
+        parsed = orjson.loads(response)
+        for answer in parsed.get("choices") or ():
+            holder = answer.get("message") or answer
+            key = "content" if "message" in answer else "text"
+            matcher = StopMatcher(stops)
+            text = matcher.feed(holder.get(key) or "")
+            if matcher.stopped:
+                holder[key], answer["finish_reason"] = text, "stop"
+        return orjson.dumps(parsed)
+
+    async def openai_stream(self, endpoint: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        """Cut each choice of a stream at stop strings; a request without them passes through unread."""
+        stops = _stops(body)
+        async with aclosing(super().openai_stream(endpoint, body)) as chunks:
+            if not stops:
+                async for chunk in chunks:
+                    yield chunk
+                return
+            cutter = _StreamCutter(stops)
+            async for chunk in chunks:
+                if cut := cutter.cut(orjson.loads(chunk)):
+                    yield orjson.dumps(cut)
+
+
+class _StreamCutter:
+    """Cuts the choices of streamed chunks. The stream is read to its end, for the usage comes last."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._matchers: dict[int, StopMatcher] = {}
+        self._ended: set[int] = set()
+
+    def cut(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the chunk with what of its text counts; None where nothing is left to say."""
+        if not chunk.get("choices"):
+            return chunk
+        chunk["choices"] = [answer for answer in chunk["choices"] if self._keep(answer)]
+        return chunk if chunk["choices"] else None
+
+    def _keep(self, answer: dict[str, Any]) -> bool:
+        """Cut the piece of one choice; False once that choice has ended."""
+        index = answer.get("index", 0)
+        if index in self._ended:
+            return False
+        matcher = self._matchers.setdefault(index, StopMatcher(self._stops))
+        holder = answer.get("delta", answer)
+        key = "content" if "delta" in answer else "text"
+        text = matcher.feed(holder.get(key) or "")
+        if matcher.stopped:
+            self._ended.add(index)
+            answer["finish_reason"] = "stop"
+        elif answer.get("finish_reason"):
+            text += matcher.flush()
+        if key in holder or text:
+            holder[key] = text
+        return True
+
+
+def _stops(body: bytes) -> tuple[str, ...]:
+    """Return the stop strings of a raw request."""
+    stop = orjson.loads(body).get("stop") or ()
+    return (
+        (stop,) if isinstance(stop, str) else tuple(item for item in stop if isinstance(item, str) and item)
+    )

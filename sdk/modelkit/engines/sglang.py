@@ -4,11 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from modelkit.engines.child import ChildEngine
+from modelkit.engines.child import ChildEngine, room_by_tokenizer
 from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, flag, pairs, switch
+from modelkit.errors import InvalidArgumentError
 
 __all__ = ["SglangEngine"]
+
+_RESERVED_TOKENS = 8
 
 
 def _speculative(value: Mapping[str, Any]) -> list[str]:
@@ -67,3 +70,38 @@ class SglangEngine(ChildEngine):
     def arguments(self) -> list[str]:
         """Add the metrics route, which is off by default."""
         return ["--enable-metrics", *super().arguments()]
+
+    async def room_for_answer(self, prompt: str | list[int]) -> int | None:
+        """Return the room behind a prompt: without max_tokens SGLang would answer with 16 tokens."""
+        # SGLang keeps a few tokens of its context for itself.
+        room = await room_by_tokenizer(self.upstream, self.served_name, prompt)
+        return None if room is None else max(1, room - _RESERVED_TOKENS)
+
+    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Spell "from all tokens" its way, and vLLM's structured outputs."""
+        if body.get("top_k") == 0:
+            body["top_k"] = -1
+        constraint = body.pop("structured_outputs", None)
+        if isinstance(constraint, Mapping):
+            body |= _constraint(constraint)
+        return body
+
+
+def _constraint(constraint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return SGLang's fields for vLLM's structured_outputs. Raises InvalidArgumentError for one it does not have."""
+    fields: dict[str, Any] = {}
+    for kind, value in constraint.items():
+        if kind == "regex":
+            fields["regex"] = value
+        elif kind == "grammar":
+            fields["ebnf"] = value
+        elif kind == "choice":
+            fields["regex"] = "|".join(f"({re.escape(str(choice))})" for choice in value)
+        elif kind == "json":
+            schema = {"name": "answer", "schema": value}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif value is not None:
+            raise InvalidArgumentError(
+                f"SGLang has no structured_outputs.{kind}", cure="use json, regex or grammar"
+            )
+    return fields

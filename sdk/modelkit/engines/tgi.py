@@ -6,7 +6,7 @@ https://huggingface.co/docs/text-generation-inference/reference/launcher
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from modelkit.engines.child import ChildEngine
 from modelkit.engines.engine_log import Stage
@@ -68,3 +68,10 @@ class TgiEngine(ChildEngine):
         if self.config.enable_prefix_caching is not None:
             environment["USE_PREFIX_CACHING"] = "1" if self.config.enable_prefix_caching else "0"
         return environment
+
+    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what asks for nothing: TGI takes top_p below 1 only."""
+        for name, nothing in (("top_p", 1), ("top_k", 0), ("min_p", 0), ("repetition_penalty", 1)):
+            if body.get(name) == nothing:
+                del body[name]
+        return body

@@ -89,7 +89,11 @@ class Upstream:
 
     async def post(self, endpoint: str, body: bytes) -> bytes:
         """Return the whole response to one request."""
-        async with self._send("POST", f"/v1{endpoint}", body) as response:
+        return await self.post_at(f"/v1{endpoint}", body)
+
+    async def post_at(self, path: str, body: bytes) -> bytes:
+        """Return the whole response of a route outside of /v1."""
+        async with self._send("POST", path, body) as response:
             return await response.read()
 
     async def stream(self, endpoint: str, body: bytes) -> AsyncGenerator[bytes, None]:

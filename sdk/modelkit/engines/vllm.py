@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from modelkit.engines.child import ChildEngine
+from modelkit.engines.child import ChildEngine, room_by_tokenizer
 from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, flag, json_flag, pairs, switch
 
@@ -53,3 +53,7 @@ class VllmEngine(ChildEngine):
     def environment(self) -> Mapping[str, str]:
         """Return the environment: no usage reports."""
         return {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+    async def room_for_answer(self, prompt: str | list[int]) -> int | None:
+        """Return the room behind a prompt: without max_tokens vLLM would answer with 16 tokens."""
+        return await room_by_tokenizer(self.upstream, self.served_name, prompt)
