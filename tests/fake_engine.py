@@ -107,7 +107,9 @@ class FakeEngine:
 
     async def embed(self, request):
         self.last_body = await request.json()
-        return web.json_response({"object": "list", "data": [{"embedding": [1.0, 2.0]}], "usage": {"prompt_tokens": 2}})
+        return web.json_response(
+            {"object": "list", "data": [{"embedding": [1.0, 2.0]}], "usage": {"prompt_tokens": 2}}
+        )
 
     async def answer(self, request):
         body = self.last_body = await request.json()
@@ -116,7 +118,9 @@ class FakeEngine:
         if self.behaviour.hang:
             await asyncio.sleep(3600)
         if self.behaviour.fail:
-            text = self.behaviour.error_body or json.dumps({"error": {"message": "it is broken inside", "code": 500}})
+            text = self.behaviour.error_body or json.dumps(
+                {"error": {"message": "it is broken inside", "code": 500}}
+            )
             return web.Response(status=self.behaviour.fail, text=text, content_type="application/json")
         is_chat = request.path.endswith("/chat/completions")
         words = list(_words(body["messages"][-1]["content"] if is_chat else body["prompt"]))
@@ -127,7 +131,11 @@ class FakeEngine:
             if body.get("stream"):
                 return await self._stream(request, body, words, is_chat)
             await asyncio.sleep(self.behaviour.delay_s * len(words))
-            message = {"message": {"role": "assistant", "content": "".join(words)}} if is_chat else {"text": "".join(words)}
+            message = (
+                {"message": {"role": "assistant", "content": "".join(words)}}
+                if is_chat
+                else {"text": "".join(words)}
+            )
             choice = {"index": 0, **message, "finish_reason": "stop"}
             return web.json_response({"choices": [choice], "usage": _usage(len(words))})
         except (asyncio.CancelledError, ConnectionError):
@@ -143,7 +151,9 @@ class FakeEngine:
         await response.prepare(request)
         options = body.get("stream_options") or {}
         if is_chat:
-            await self._send(response, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+            await self._send(
+                response, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+            )
         for number, word in enumerate(words):
             await asyncio.sleep(behaviour.delay_s)
             if number == behaviour.die_after:
@@ -160,7 +170,9 @@ class FakeEngine:
                 event["usage"] = _usage(number + 1)
             await self._send(response, event)
         last = {"delta": {}} if is_chat else {"text": ""}
-        await self._send(response, {"choices": [{"index": 0, **last, "finish_reason": behaviour.finish_reason}]})
+        await self._send(
+            response, {"choices": [{"index": 0, **last, "finish_reason": behaviour.finish_reason}]}
+        )
         if options.get("include_usage") and behaviour.usage:
             await self._send(response, {"choices": [], "usage": _usage(len(words))})
         if not behaviour.end_without_done:
@@ -182,7 +194,11 @@ class FakeEngine:
 
 
 def _usage(num_tokens):
-    return {"prompt_tokens": 3, "completion_tokens": num_tokens, "prompt_tokens_details": {"cached_tokens": 1}}
+    return {
+        "prompt_tokens": 3,
+        "completion_tokens": num_tokens,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
 
 
 def _words(text):

@@ -18,7 +18,10 @@ from modelkit.engines.upstream import Upstream
 from modelkit.errors import CallError, EngineError, UnavailableError
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
-STAGES = (Stage("loading weights", re.compile("Loading weights")), Stage("compiling", re.compile("Compiling")))
+STAGES = (
+    Stage("loading weights", re.compile("Loading weights")),
+    Stage("compiling", re.compile("Compiling")),
+)
 PATIENT = Patience(check_s=0.05, idle_s=0.3, probe_timeout_s=0.5, num_failures=2)
 HASTY = RestartPolicy(max_restarts=2, pause_s=0.05)
 
@@ -134,7 +137,9 @@ async def words_of(supervised, prompt="a b c d"):
 
 
 async def test_a_start_tells_its_stages_and_ends_with_a_token(supervise):
-    engine = supervise("--print", "Loading weights 1/2", "--print", "Loading weights 2/2", "--print", "Compiling")
+    engine = supervise(
+        "--print", "Loading weights 1/2", "--print", "Loading weights 2/2", "--print", "Compiling"
+    )
     await engine.process.start()
     assert engine.stages == ["importing", "loading weights", "compiling", "answering a first request"]
     assert engine.health == []
@@ -144,7 +149,9 @@ async def test_a_start_tells_its_stages_and_ends_with_a_token(supervise):
 
 async def test_a_server_whose_health_says_yes_while_requests_fail_does_not_start(supervise):
     engine = supervise("--print", "the tokenizer gave no ids", "--behave", '{"fail": 500}')
-    with pytest.raises(EngineError, match="it fails: fake: it is broken inside\n    the tokenizer gave no ids") as error:
+    with pytest.raises(
+        EngineError, match="it fails: fake: it is broken inside\n    the tokenizer gave no ids"
+    ) as error:
         await engine.process.start()
     assert str(engine.process.log_path) in error.value.cure
     assert engine.process.pid is None
@@ -153,11 +160,17 @@ async def test_a_server_whose_health_says_yes_while_requests_fail_does_not_start
 @pytest.mark.parametrize(
     ("line", "message", "cure"),
     [
-        ("torch.OutOfMemoryError: CUDA out of memory.", "free memory is not enough", "engine.gpu_memory_utilization"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory.",
+            "free memory is not enough",
+            "engine.gpu_memory_utilization",
+        ),
         ("x.py: error: unrecognized arguments: --no-such", "refuses an option: --no-such", "engine.args"),
     ],
 )
-async def test_an_engine_that_ends_at_once_ends_the_start_with_the_cause_and_the_cure(supervise, line, message, cure):
+async def test_an_engine_that_ends_at_once_ends_the_start_with_the_cause_and_the_cure(
+    supervise, line, message, cure
+):
     engine = supervise("--print", "starting", "--print", line, "--exit", "2")
     started = time.monotonic()
     with pytest.raises(EngineError) as error:
@@ -327,6 +340,7 @@ async def test_bad_requests_do_not_count_against_the_engine(supervise):
 
 
 # -------------------------------------------------------------------------------------- however modelkit itself ends
+
 
 @pytest.mark.parametrize(
     ("number", "options"),

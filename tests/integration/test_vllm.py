@@ -40,7 +40,11 @@ engine:
 checkpoints: {type: local, path: %s}
 """
 MODEL = "from modelkit import LLM\n\n\nclass TinyChat(LLM):\n    pass\n"
-ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "0",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+}
 
 
 def write_folder(folder, checkpoint, extra_args=""):
@@ -73,7 +77,10 @@ class Served:
             try:
                 words = entry.read_bytes().decode(errors="replace").split("\0")
                 mine = f"PYTEST_SESSION_OF_MODELKIT={os.environ['PYTEST_SESSION_OF_MODELKIT']}".encode()
-                if "vllm.entrypoints.openai.api_server" in words[:3] and mine in (entry.parent / "environ").read_bytes():
+                if (
+                    "vllm.entrypoints.openai.api_server" in words[:3]
+                    and mine in (entry.parent / "environ").read_bytes()
+                ):
                     return int(entry.parent.name), int(words[words.index("--port") + 1])
             except OSError:
                 continue
@@ -120,7 +127,11 @@ async def ask_all(ask, questions, num_callers=64):
             return await ask(question)
 
     answers = await asyncio.gather(*(one(question) for question, _ in questions))
-    return [(question, right, got) for (question, right), got in zip(questions, answers, strict=True) if got != right]
+    return [
+        (question, right, got)
+        for (question, right), got in zip(questions, answers, strict=True)
+        if got != right
+    ]
 
 
 def text_of(chunk):
@@ -170,7 +181,9 @@ async def test_the_checkpoints_own_default_is_greedy_here_too(client, questions)
 
 
 async def _openai(client, msg):
-    return json.loads(await client.predict(msg=msg, method="openai_transport"))["choices"][0]["message"]["content"]
+    return json.loads(await client.predict(msg=msg, method="openai_transport"))["choices"][0]["message"][
+        "content"
+    ]
 
 
 async def test_the_openai_transport_is_exact_with_64_callers(client, questions):
@@ -217,7 +230,14 @@ async def test_stop_strings_end_the_answer(client):
 async def test_a_plain_prompt_is_continued_to_its_end(client):
     response = json.loads(
         await client.predict(
-            msg=json.dumps({"openai_endpoint": "/completions", "prompt": "Count to", "max_tokens": 40, "ignore_eos": True}),
+            msg=json.dumps(
+                {
+                    "openai_endpoint": "/completions",
+                    "prompt": "Count to",
+                    "max_tokens": 40,
+                    "ignore_eos": True,
+                }
+            ),
             method="openai_transport",
         )
     )
@@ -225,7 +245,12 @@ async def test_a_plain_prompt_is_continued_to_its_end(client):
 
 
 async def test_n_logprobs_seed_and_schema_pass_through(client):
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
     body = chat(
         "Hello!",
         n=2,
@@ -246,7 +271,10 @@ async def test_n_logprobs_seed_and_schema_pass_through(client):
 
 
 async def test_regex_and_choice_constraints_pass_through(client):
-    for constraint, allowed in (({"choice": ["red", "blue"]}, {"red", "blue"}), ({"regex": "[ab]c"}, {"ac", "bc"})):
+    for constraint, allowed in (
+        ({"choice": ["red", "blue"]}, {"red", "blue"}),
+        ({"regex": "[ab]c"}, {"ac", "bc"}),
+    ):
         body = chat("Hello!", structured_outputs=constraint)
         assert await _openai(client, body) in allowed
 
@@ -256,7 +284,12 @@ async def test_a_named_tool_is_called(client):
         "type": "function",
         "function": {"name": "weather", "parameters": {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"], "additionalProperties": False}},
     }  # fmt: skip
-    body = chat("Hello!", tools=[tool], tool_choice={"type": "function", "function": {"name": "weather"}}, max_tokens=40)
+    body = chat(
+        "Hello!",
+        tools=[tool],
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+        max_tokens=40,
+    )
     response = json.loads(await client.predict(msg=body, method="openai_transport"))
     call = response["choices"][0]["message"]["tool_calls"][0]["function"]
     assert call["name"] == "weather"
@@ -265,7 +298,9 @@ async def test_a_named_tool_is_called(client):
 
 async def test_prompt_token_ids_pass_through(client, tiny_chat_answers):
     ids = tiny_chat_answers[0]["token_ids"]
-    body = json.dumps({"openai_endpoint": "/completions", "prompt": ids[:5], "max_tokens": 4, "return_token_ids": True})
+    body = json.dumps(
+        {"openai_endpoint": "/completions", "prompt": ids[:5], "max_tokens": 4, "return_token_ids": True}
+    )
     response = json.loads(await client.predict(msg=body, method="openai_transport"))
     assert response["usage"]["prompt_tokens"] == 5
     assert len(response["choices"][0]["token_ids"]) == 4
@@ -301,7 +336,9 @@ async def running_in(port):
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics") as response,
     ):
-        (value,) = re.findall(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", await response.text(), re.MULTILINE)
+        (value,) = re.findall(
+            r"^vllm:num_requests_running\{[^}]*\} (\S+)$", await response.text(), re.MULTILINE
+        )
         return int(float(value))
 
 
@@ -335,7 +372,9 @@ async def test_cancelling_half_of_the_streams_ends_them_in_the_engine(served, cl
     await wait_until(half_run, 5)
     took_s = time.monotonic() - cancelled_at
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(result, asyncio.CancelledError) for result in results] == [True, False] * (num_streams // 2)
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [True, False] * (
+        num_streams // 2
+    )
     assert took_s < 2
 
 

@@ -106,7 +106,9 @@ def test_what_a_request_leaves_out_is_the_checkpoints_own(name, tmp_path):
     body = body_of(engine, SamplingParams())
     assert (body["temperature"], body["top_k"]) == (0.6, 20)
     assert "max_tokens" not in body
-    raw = json.loads(engine._prepare("/chat/completions", b'{"messages": [], "top_k": 3, "temperature": null}'))
+    raw = json.loads(
+        engine._prepare("/chat/completions", b'{"messages": [], "top_k": 3, "temperature": null}')
+    )
     assert (raw["temperature"], raw["top_k"], raw["model"]) == (0.6, 3, "chat")
 
 
@@ -158,7 +160,11 @@ def test_lmdeploy_refuses_what_its_server_would_ignore(tmp_path):
         engine.adapt({"messages": [], "presence_penalty": 1})
     with pytest.raises(InvalidArgumentError, match="one completion a request"):
         engine.adapt({"prompt": "x", "n": 2})
-    assert engine.adapt({"messages": [], "n": 2, "min_tokens": 3}) == {"messages": [], "n": 2, "min_new_tokens": 3}
+    assert engine.adapt({"messages": [], "n": 2, "min_tokens": 3}) == {
+        "messages": [],
+        "n": 2,
+        "min_new_tokens": 3,
+    }
 
 
 def test_lmdeploys_streams_are_cut_at_stop_strings():
@@ -177,7 +183,9 @@ def test_lmdeploys_streams_are_cut_at_stop_strings():
 
 def test_what_may_still_become_a_stop_string_is_given_at_the_end():
     cutter = _StreamCutter(["###"])
-    assert cutter.cut({"choices": [{"index": 0, "text": "a ##"}]}) == {"choices": [{"index": 0, "text": "a "}]}
+    assert cutter.cut({"choices": [{"index": 0, "text": "a ##"}]}) == {
+        "choices": [{"index": 0, "text": "a "}]
+    }
     last = cutter.cut({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
     assert last["choices"][0]["text"] == "##"
 
@@ -216,7 +224,9 @@ def test_no_engine_is_made_to_fetch_anything(part, tmp_path):
 
 def test_images_as_data_pass(tmp_path):
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    make("vllm", tmp_path)._prepare("/chat/completions", json.dumps({"messages": [{"content": [part]}]}).encode())
+    make("vllm", tmp_path)._prepare(
+        "/chat/completions", json.dumps({"messages": [{"content": [part]}]}).encode()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
@@ -242,7 +252,9 @@ LOGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "stage", "line"), [(n, s, line) for n, log in LOGS.items() for s, line in log])
+@pytest.mark.parametrize(
+    ("name", "stage", "line"), [(n, s, line) for n, log in LOGS.items() for s, line in log]
+)
 def test_a_line_of_the_log_tells_the_stage(name, stage, line):
     found = [known.name for known in ENGINES[name].stages if known.pattern.search(line)]
     assert found[:1] == [stage]

@@ -110,7 +110,10 @@ def test_every_cause_has_a_line():
     [
         ("x: error: unrecognized arguments: --no-such 3", "the engine refuses an option: --no-such 3"),
         ("ModuleNotFoundError: No module named 'vllm'", "the engine's environment lacks vllm"),
-        ("OSError: /m does not appear to have a file named config.json. See", "the checkpoint is incomplete: config.json"),
+        (
+            "OSError: /m does not appear to have a file named config.json. See",
+            "the checkpoint is incomplete: config.json",
+        ),
         ("Model architectures ['Foo'] are not supported", "the engine does not support the architecture Foo"),
     ],
 )

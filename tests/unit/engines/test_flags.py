@@ -25,11 +25,22 @@ def test_an_option_that_the_engine_does_not_have_is_named():
 
 
 def test_options_that_are_not_set_are_left_out():
-    assert render_options("x", {"a": flag("--a"), "b": flag("--b")}, {"a": None, "b": 2, "c": 3}) == ["--b", "2"]
+    assert render_options("x", {"a": flag("--a"), "b": flag("--b")}, {"a": None, "b": 2, "c": 3}) == [
+        "--b",
+        "2",
+    ]
 
 
 def test_args_are_passed_on_as_the_engine_spells_them():
-    args = {"seed": 7, "-O": 3, "eager": True, "quiet": False, "flag": None, "names": ["a", "b"], "conf": {"k": 1}}
+    args = {
+        "seed": 7,
+        "-O": 3,
+        "eager": True,
+        "quiet": False,
+        "flag": None,
+        "names": ["a", "b"],
+        "conf": {"k": 1},
+    }
     assert render_args(args) == (
         ["--seed", "7", "-O", "3", "--eager", "--flag", "--names", "a", "b", "--conf", '{"k":1}']
     )

@@ -143,7 +143,9 @@ def test_the_exit_code_is_the_commands(code, expected):
 
 
 def test_a_command_that_does_not_exist_is_named(capfd):
-    with subprocess.Popen([sys.executable, "-IS", str(GUARD), "no-such-program"], stdin=subprocess.PIPE) as guard:
+    with subprocess.Popen(
+        [sys.executable, "-IS", str(GUARD), "no-such-program"], stdin=subprocess.PIPE
+    ) as guard:
         assert guard.wait(10) == 127
     assert "cannot run no-such-program: No such file or directory" in capfd.readouterr().err
 
