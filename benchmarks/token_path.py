@@ -119,13 +119,13 @@ async def run(options, url, address, server_pid):
     total = options.streams * options.tokens
     async with AsyncClient(address) as client:
         for _ in range(options.repeats):
-            for name in results:
+            for name, runs in results.items():
                 read, source = {
                     "direct": (read_directly, url), "typed": (read_typed, client), "raw": (read_raw, client)
                 }[name]  # fmt: skip
                 pid = os.getpid() if name == "direct" else server_pid
                 calls = [read(source, options.tokens) for _ in range(options.streams)]
-                results[name].append(await measure(pid, calls, total))
+                runs.append(await measure(pid, calls, total))
     return {
         name: {
             "wall_us_per_token": round(statistics.median(wall for wall, _ in runs), 2),

@@ -136,7 +136,8 @@ async def words_of(supervised, prompt="a b c d"):
 # ------------------------------------------------------------------------------------------------------------ starting
 
 
-async def test_a_start_tells_its_stages_and_ends_with_a_token(supervise):
+async def test_a_start_tells_its_stages_and_ends_with_a_token(supervise, caplog):
+    caplog.set_level("DEBUG", "modelkit.engine")
     engine = supervise(
         "--print", "Loading weights 1/2", "--print", "Loading weights 2/2", "--print", "Compiling"
     )
@@ -145,6 +146,7 @@ async def test_a_start_tells_its_stages_and_ends_with_a_token(supervise):
     assert engine.health == []
     assert await words_of(engine)
     assert "Compiling" in engine.process.log_path.read_text()
+    assert "Compiling" in caplog.messages  # what `modelkit -v` shows
 
 
 async def test_a_server_whose_health_says_yes_while_requests_fail_does_not_start(supervise):

@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     ),
     "predict": Verb("modelkit.cli.predict", "Call a served model and print its answer.", _RUN),
     "describe": Verb("modelkit.cli.describe", "Show the methods of a served model.", _RUN),
+    "parity": Verb("modelkit.cli.parity", "Compare the answers of several engines on one folder.", _RUN),
     "version": Verb("modelkit.cli.version", "Show the versions of modelkit and what it runs on.", _ABOUT),
 }
 

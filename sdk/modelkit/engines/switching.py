@@ -7,7 +7,15 @@ from modelkit.errors import UsageError, closest
 __all__ = ["switch_engine"]
 
 # Spelled as one engine has them, so they mean nothing to another.
-_OWN_OPTIONS = ("args", "python", "version", "quantization", "kv_cache_dtype", "tool_call_parser", "reasoning_parser")
+_OWN_OPTIONS = (
+    "args",
+    "python",
+    "version",
+    "quantization",
+    "kv_cache_dtype",
+    "tool_call_parser",
+    "reasoning_parser",
+)
 _LMDEPLOY_BACKENDS = ("turbomind", "pytorch")
 
 
@@ -40,4 +48,6 @@ def _check(name: str, backend: str) -> None:
         raise UsageError(f"there is no engine '{name}'{hint}", cure=f"use one of: {', '.join(ENGINES)}")
     if backend and (name != "lmdeploy" or backend not in _LMDEPLOY_BACKENDS):
         choices = ", ".join(f"lmdeploy:{known}" for known in _LMDEPLOY_BACKENDS)
-        raise UsageError(f"there is no engine '{name}:{backend}'", cure=f"with a back end there are: {choices}")
+        raise UsageError(
+            f"there is no engine '{name}:{backend}'", cure=f"with a back end there are: {choices}"
+        )

@@ -72,7 +72,7 @@ def test_what_an_engine_does_not_have_is_refused_before_it_starts(tmp_path):
         make("lmdeploy", tmp_path, dtype="float32").arguments()
     with pytest.raises(UsageError, match="LMDeploy has no backend 'cuda'"):
         _ = make("lmdeploy", tmp_path, args={"backend": "cuda"}).backend
-    with pytest.raises(UsageError, match="engine.reasoning_parser with tgi: TGI has no reasoning parsers"):
+    with pytest.raises(UsageError, match=r"engine.reasoning_parser with tgi: TGI has no reasoning parsers"):
         make("tgi", tmp_path, reasoning_parser="qwen3").arguments()
     with pytest.raises(EngineError, match="text-generation-launcher is not on the PATH"):
         make("tgi", tmp_path).command("", 80)
@@ -150,7 +150,7 @@ def test_sglang_takes_vllms_structured_outputs(tmp_path):
     assert engine.adapt({"structured_outputs": {"choice": ["a.b", "c"]}}) == {"regex": r"(a\.b)|(c)"}
     adapted = engine.adapt({"structured_outputs": {"json": {"type": "object"}}})
     assert adapted["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    with pytest.raises(InvalidArgumentError, match="structured_outputs.structural_tag"):
+    with pytest.raises(InvalidArgumentError, match=r"structured_outputs.structural_tag"):
         engine.adapt({"structured_outputs": {"structural_tag": "x"}})
 
 

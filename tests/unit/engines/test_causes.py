@@ -5,26 +5,26 @@ from modelkit.engines.causes import CAUSES, find_cause
 # Lines as the engines print them, taken from their sources (vLLM 0.26, SGLang 0.5.16, LMDeploy 0.18, torch, hub).
 LINES = {
     "context_longer_than_model": [
-        "ValueError: User-specified max_model_len (32768) is greater than the derived max_model_len "
-        "(max_position_embeddings=1024.0 or model_max_length=None in model's config.json).",
-        "ValueError: Warning: User-specified context_length (4096) is greater than the derived context_length (1024). "
-        "This may lead to incorrect model outputs or CUDA errors.",
+        ("ValueError: User-specified max_model_len (32768) is greater than the derived max_model_len "
+        "(max_position_embeddings=1024.0 or model_max_length=None in model's config.json)."),
+        ("ValueError: Warning: User-specified context_length (4096) is greater than the derived context_length (1024). "
+        "This may lead to incorrect model outputs or CUDA errors."),
     ],
     "context_too_long": [
-        "(EngineCore pid=12) ValueError: To serve at least one request with the model's max seq len (131072), (16.0 GiB "
-        "KV cache is needed, which is larger than the available KV cache memory (2.1 GiB).",
+        ("(EngineCore pid=12) ValueError: To serve at least one request with the model's max seq len (131072), (16.0 GiB "
+        "KV cache is needed, which is larger than the available KV cache memory (2.1 GiB)."),
     ],
     "no_room_for_cache": [
-        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
-        "initializing the engine",
+        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+        "initializing the engine"),
         "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value: mem_fraction_static=0.1",
         "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.1.",
         "RuntimeError: No enough gpu memory for kv cache.",
     ],
     "out_of_memory": [
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.81 GiB",
-        "ValueError: Free memory on device cuda:0 (3.5/139.81 GiB) on startup is less than desired GPU memory "
-        "utilization (0.9, 125.8 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+        ("ValueError: Free memory on device cuda:0 (3.5/139.81 GiB) on startup is less than desired GPU memory "
+        "utilization (0.9, 125.8 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."),
         "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/core/allocator.cc:47",
     ],
     "shared_memory": ["OSError: [Errno 28] No space left on device: '/dev/shm/psm_21'"],
@@ -43,10 +43,10 @@ LINES = {
     "indivisible": ["ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2)."],
     "compute_capability": [
         "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device",
-        "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU has "
-        "compute capability 7.5. You can use float16 instead by explicitly setting the `dtype` flag",
-        "ValueError: The quantization method fp8 is not supported for the current GPU. Minimum capability: 89. "
-        "Current capability: 75.",
+        ("ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU has "
+        "compute capability 7.5. You can use float16 instead by explicitly setting the `dtype` flag"),
+        ("ValueError: The quantization method fp8 is not supported for the current GPU. Minimum capability: 89. "
+        "Current capability: 75."),
     ],
     "illegal_instruction": ["Fatal Python error: Illegal instruction"],
     "unknown_option": [
@@ -77,17 +77,17 @@ LINES = {
         "RuntimeError: Failed to find C compiler. Please specify via CC environment variable",
     ],
     "missing_library": [
-        "/usr/bin/python3: Error while finding module specification for 'vllm.entrypoints.openai.api_server' "
-        "(ModuleNotFoundError: No module named 'vllm')",
+        ("/usr/bin/python3: Error while finding module specification for 'vllm.entrypoints.openai.api_server' "
+        "(ModuleNotFoundError: No module named 'vllm')"),
         "/usr/bin/python3: No module named lmdeploy",
         "ImportError: libcublas.so.12: cannot open shared object file: No such file or directory",
     ],
     "unsupported_model": [
-        "ValueError: Model architectures ['NoSuchForCausalLM'] are not supported for now. Supported architectures: "
-        "dict_keys(['LlamaForCausalLM'])",
+        ("ValueError: Model architectures ['NoSuchForCausalLM'] are not supported for now. Supported architectures: "
+        "dict_keys(['LlamaForCausalLM'])"),
         "RuntimeError: Can not found rewrite for architectures: ['NoSuchForCausalLM']",
-        "ValueError: The checkpoint you are trying to load has model type `nosuch` but Transformers does not recognize "
-        "this architecture.",
+        ("ValueError: The checkpoint you are trying to load has model type `nosuch` but Transformers does not recognize "
+        "this architecture."),
     ],
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 
 import orjson
 import pytest
@@ -12,7 +13,7 @@ from modelkit.errors import InternalError, InvalidArgumentError, OverloadedError
 
 async def _cut(content, cuts):
     edges = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         yield content[start:end]
 
 
