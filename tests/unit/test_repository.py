@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import modelkit
+from modelkit.cli.app import VERBS
 from paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -20,6 +21,8 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
 ]
+
+EXAMPLE_NAMES = [path.name for path in (ROOT / "examples").iterdir() if path.is_dir()]
 
 # Written in halves, because this file is read too. Package clients know where their index is, and a path of one
 # machine helps nobody on another.
@@ -121,6 +124,17 @@ def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"", text)
     local = [link for pair in links for link in pair if link and not link.startswith(("http", "mailto:"))]
     assert [link for link in local if not (ROOT / document).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS + [f"examples/{name}/README.md" for name in EXAMPLE_NAMES])
+def test_commands_in_documents_exist(document):
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    verbs = {match[1] for line in lines if (match := re.match(r"modelkit (\w+)", line))}
+    targets = {match[1] for line in lines if (match := re.match(r"make ([\w-]+)", line))}
+    makefile = (ROOT / "Makefile").read_text()
+    assert verbs <= set(VERBS)
+    assert [target for target in targets if f"\n{target}: " not in makefile] == []
 
 
 def test_every_example_says_what_it_is():
