@@ -1,5 +1,6 @@
 """The repository itself: what is in the wheel, what must not be in a file, what the documents claim."""
 
+import os
 import re
 import subprocess
 import sys
@@ -65,12 +66,32 @@ def test_no_large_file_is_kept():
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory) -> list[str]:
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("modelkit_sdk-*.whl")
-    return zipfile.ZipFile(wheel).namelist()
+    (path,) = folder.glob("modelkit_sdk-*.whl")
+    with zipfile.ZipFile(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def wheel_names(wheel) -> list[str]:
+    return wheel.namelist()
+
+
+def test_the_wheel_makes_a_valid_folder(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    for arguments in (["init", "greeter"], ["validate", "greeter"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "modelkit", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_wheel_has_the_whole_package(wheel_names):
