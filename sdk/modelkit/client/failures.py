@@ -50,22 +50,24 @@ STATUSES: Final[dict[grpc.StatusCode, type[CallError]]] = {
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
-# What gRPC says of a connection (its own words, in order of precedence), what that means, and the cure.
-_CONNECTION_FAULTS: Final = (
-    ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
-    ("Peer name", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
-    ("WRONG_VERSION_NUMBER", "{address} does not speak TLS", "connect without TLS"),
-    ("handshake", "cannot set up TLS with {address}", "check that the server speaks TLS and trusts this client"),
-    ("DNS resolution failed", "cannot find the host of {address}", "check the address"),
-    ("errors resolving", "cannot find the host of {address}", "check the address"),
-    ("onnection refused", "cannot connect to {address}: no server listens there", ""),
-    ("ailed to connect", "cannot connect to {address}", ""),
-    ("Socket closed", "the connection to {address} was closed", "if the server speaks TLS, connect with TLS"),
-    ("reset by peer", "the connection to {address} was lost", ""),
-)  # fmt: skip
 _START_A_SERVER = (
     "start a server with `modelkit serve PATH --local`, or name another with --address or MODELKIT_ADDRESS"
 )
+
+# What gRPC says of a connection (its own words; the first that matches counts), what that means, and the cure.
+_CONNECTION_FAULTS: Final = (
+    ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
+    ("Hostname Verification", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
+    ("WRONG_VERSION_NUMBER", "{address} does not speak TLS", "connect without TLS"),
+    ("andshake failed", "cannot set up TLS with {address}", "check that the server speaks TLS and trusts this client"),
+    (": Socket closed", "{address} hung up at once", "if it speaks TLS, connect with TLS (and a certificate where it asks for one)"),
+    ("DNS resolution failed", "cannot find the host of {address}", "check the address"),
+    ("errors resolving", "cannot find the host of {address}", "check the address"),
+    ("onnection refused", "cannot connect to {address}: no server listens there", _START_A_SERVER),
+    ("ailed to connect", "cannot connect to {address}", _START_A_SERVER),
+    ("Socket closed", "the connection to {address} was lost", "see whether the server is still up"),
+    ("reset by peer", "the connection to {address} was lost", "see whether the server is still up"),
+)  # fmt: skip
 
 
 def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: str) -> CallError:
@@ -98,7 +100,7 @@ def _explain_connection(message: str, cure: str, address: str) -> tuple[str, str
     """Replace gRPC's account of a connection, written for its own developers, by what it means here."""
     for sign, meaning, remedy in _CONNECTION_FAULTS:
         if sign in message:
-            return meaning.format(address=address), cure or remedy or _START_A_SERVER
+            return meaning.format(address=address), cure or remedy
     return message, cure
 
 
