@@ -160,7 +160,7 @@ def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
     if (
         checkpoints.type == "huggingface"
         and repo_id
-        and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id, re.ASCII)
+        and not re.fullmatch(r"[^\W_][\w.-]*(/[\w.-]+)?", repo_id, re.ASCII)
     ):
         cure = "write it as on the Hub: org/name; for a folder use 'type: local' and 'path'"
         yield Finding(("checkpoints", "repo_id"), f"'{repo_id}' is no repository id", cure, about_type)
@@ -215,7 +215,7 @@ def scaling_to_zero_can_happen(subject: Subject) -> Iterator[Finding]:
     if deployment.scale_to_zero_after_s is not None and deployment.min_replicas > 0:
         yield Finding(
             ("deployment", "scale_to_zero_after"),
-            f"scale_to_zero_after has no effect: at least {deployment.min_replicas} replicas always run",
+            f"scale_to_zero_after has no effect while min_replicas is {deployment.min_replicas}",
             "write 'mode: serverless' and leave min_replicas out, or remove scale_to_zero_after",
             (("deployment", "mode"), ("deployment", "min_replicas")),
             "warning",

@@ -119,7 +119,7 @@ EXPECTED = {
             "checkpoints.token_env is the name of an environment variable, and this looks like a token itself",
         ),
         (15, 17, 18, "deployment.min_replicas is 5, more than max_replicas, which is 2"),
-        (17, 24, 26, "scale_to_zero_after has no effect: at least 5 replicas always run"),
+        (17, 24, 26, "scale_to_zero_after has no effect while min_replicas is 5"),
         (
             18,
             23,
