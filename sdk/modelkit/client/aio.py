@@ -13,6 +13,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -313,6 +314,12 @@ class AsyncStream(AsyncIterator[Any]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        """Stop the call when a loop was left with `break` and nobody holds the stream any more."""
+        if getattr(self, "_rpc", None) is not None:
+            with suppress(RuntimeError):  # the event loop is closed, and with it the call
+                self._rpc.cancel()
 
     async def _next_chunk(self) -> Chunk:
         """Wait for the next message. Raises StopAsyncIteration at the end."""

@@ -4,6 +4,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -227,7 +228,7 @@ class Stream(Iterator[Any]):
         self._stopped = threading.Event()
         self._rpc: Any = None
         if source is not None:
-            source.on_error = self.cancel
+            source.stream = weakref.ref(self)
         self._connect()
 
     @property
@@ -279,6 +280,11 @@ class Stream(Iterator[Any]):
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        """Stop the call when a loop was left with `break` and nobody holds the stream any more."""
+        if getattr(self, "_rpc", None) is not None:
+            self._rpc.cancel()
+
     def _next_chunk(self) -> Chunk:
         """Wait for the next message. Raises StopIteration at the end."""
         if self._dial is _closed:
@@ -322,7 +328,7 @@ class _Source:
         self._items = items
         self.consumed = False
         self.error: Exception | None = None
-        self.on_error: Callable[[], None] = lambda: None
+        self.stream: Callable[[], Stream | None] = lambda: None  # weak: gRPC's thread must not keep it alive
 
     def messages(self, start: pb.StreamRequest) -> Iterator[pb.StreamRequest]:
         yield start
@@ -332,7 +338,8 @@ class _Source:
                 yield encode_item(item)
         except Exception as error:  # noqa: BLE001 - raised again where the caller reads; gRPC would only log it
             self.error = error
-            self.on_error()  # before the half-close, which the model would take for the end of the items
+            if (stream := self.stream()) is not None:
+                stream.cancel()  # before the half-close, which the model would take for the end of the items
 
 
 class RemoteMethod(BaseRemoteMethod):

@@ -1,6 +1,7 @@
 """A real gRPC server with a servicer written by hand, for what a well-behaved server would not do on request."""
 
 import asyncio
+import socket
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -239,6 +240,13 @@ class Running:
     def stop(self):
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+
+
+def free_port():
+    """Return a port that nobody listens on, for a server that starts later."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager

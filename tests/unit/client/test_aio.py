@@ -77,6 +77,18 @@ async def test_leaving_a_stream_early_stops_the_model(client, server, leave):
     assert await asyncio.to_thread(server.servicer.cancelled.wait, 2)
 
 
+@pytest.mark.parametrize("kind", ["generate", "stream"])
+async def test_a_loop_left_with_break_stops_the_model(client, server, kind):
+    async def items():
+        while True:
+            yield "a"
+            await asyncio.sleep(0.01)
+
+    async for _ in client.generate(method="slow") if kind == "generate" else client.stream(items()):
+        break
+    assert await asyncio.to_thread(server.servicer.cancelled.wait, 2)
+
+
 async def test_a_cancelled_stream_raises_where_it_is_read(client):
     stream = client.generate(method="slow")
     await anext(stream)

@@ -5,6 +5,7 @@ import pytest
 from modelkit.client import AsyncClient, Client, RetryPolicy
 from modelkit.client.retry import Attempts, Deadline
 from modelkit.errors import CallError, InternalError, OverloadedError, UnavailableError
+from unit.client.scripted_server import free_port, running
 
 FAST = RetryPolicy(initial_backoff_s=0.01)
 
@@ -111,11 +112,9 @@ def test_a_bidirectional_call_is_not_tried_again_once_items_were_taken(server):
     assert server.servicer.calls["Stream"] == 1
 
 
-@pytest.mark.parametrize("port", [50999])
-def test_a_bidirectional_call_waits_for_a_server_that_is_just_starting(port):
-    from unit.client.scripted_server import running
-
+def test_a_bidirectional_call_waits_for_a_server_that_is_just_starting():
     taken = []
+    port = free_port()
 
     def items():
         taken.append("a")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -19,7 +20,7 @@ from modelkit.errors import (
     MethodNotFoundError,
 )
 from modelkit.inference.v1 import inference_pb2 as pb
-from unit.client.scripted_server import METHODS, running
+from unit.client.scripted_server import METHODS, free_port, running
 
 
 def test_predict_returns_the_value_and_call_all_of_it(client):
@@ -85,6 +86,18 @@ def test_leaving_a_stream_early_stops_the_model(client, server, leave):
             getattr(stream, leave)()
     assert server.servicer.cancelled.wait(2)
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("kind", ["generate", "stream"])
+def test_a_loop_left_with_break_stops_the_model(client, server, kind):
+    def items():
+        while True:
+            yield "a"
+            time.sleep(0.01)
+
+    for _ in client.generate(method="slow") if kind == "generate" else client.stream(items()):
+        break
+    assert server.servicer.cancelled.wait(2)
 
 
 def test_a_cancelled_stream_raises_where_it_is_read(client):
@@ -215,13 +228,12 @@ def test_wait_ready_waits_for_the_model(client, server):
 
 
 def test_wait_ready_waits_for_the_server():
-    with Client("127.0.0.1:50998") as client:
-        starter = threading.Timer(0.3, lambda: started.append(running(port=50998)) or started[0].__enter__())
-        started = []
+    port = free_port()
+    with ExitStack() as stack, Client(f"127.0.0.1:{port}") as client:
+        starter = threading.Timer(0.3, lambda: stack.enter_context(running(port=port)))
         starter.start()
         client.wait_ready(20)
         starter.join()
-        started[0].__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(("ready", "reason"), [(False, "still loading"), (None, "no server listens")])
