@@ -82,7 +82,8 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
         await self._enter("Predict", context)
         arguments = {name: decode(value) for name, value in request.arguments.items()}
         if request.method == "slow":
-            await self._wait_for_ever()
+            with self._noting_cancellation():
+                await asyncio.sleep(60)
         if request.method == "broken":
             return pb.PredictResponse()
         if request.method == "refuse":
@@ -113,20 +114,21 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request, context):
         await self._enter("Generate", context)
         n = decode(request.arguments["n"]) if "n" in request.arguments else 3
-        yield pb.GenerateResponse(
-            items=[encode(0)], usage=pb.Usage(output_tokens=1), request_id="from-server"
-        )
-        if request.method == "slow":
-            await self._wait_for_ever()
-        if request.method == "dies":
-            await abort(context, "UNAVAILABLE", "gone")
-        if request.method == "resets":
-            self.stop_now()
-            await asyncio.sleep(5)
-        for start in range(1, n, 2):
-            items = [encode(number) for number in range(start, min(start + 2, n))]
-            yield pb.GenerateResponse(items=items, usage=pb.Usage(output_tokens=start + len(items)))
-        yield pb.GenerateResponse(metadata={"finish": "length"})
+        with self._noting_cancellation():
+            yield pb.GenerateResponse(
+                items=[encode(0)], usage=pb.Usage(output_tokens=1), request_id="from-server"
+            )
+            if request.method == "slow":
+                await asyncio.sleep(60)
+            if request.method == "dies":
+                await abort(context, "UNAVAILABLE", "gone")
+            if request.method == "resets":
+                self.stop_now()
+                await asyncio.sleep(5)
+            for start in range(1, n, 2):
+                items = [encode(number) for number in range(start, min(start + 2, n))]
+                yield pb.GenerateResponse(items=items, usage=pb.Usage(output_tokens=start + len(items)))
+            yield pb.GenerateResponse(metadata={"finish": "length"})
 
     async def Stream(self, request_iterator, context):
         first = await anext(request_iterator)
@@ -134,15 +136,21 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
         assert not first.items
         await self._enter("Stream", context)
         prefix = decode(first.start.arguments["prefix"]) if "prefix" in first.start.arguments else ""
-        try:
+        with self._noting_cancellation():
             async for message in request_iterator:
                 assert not message.HasField("start")
                 if first.start.method == "refuse":
                     await abort(context, "UNAVAILABLE", "no more", request_id="r3")
                 yield pb.StreamResponse(items=[encode(f"{prefix}{decode(item)}") for item in message.items])
             yield pb.StreamResponse(items=[encode("end")], metadata={"finish": "stop"})
+
+    @contextmanager
+    def _noting_cancellation(self):
+        try:
+            yield
         except (asyncio.CancelledError, GeneratorExit):
-            # grpc.aio ends the caller's half quietly when the caller leaves; the next write finds out.
+            # grpc.aio ends the caller's half of a stream quietly when the caller leaves; the next write finds out,
+            # and then the generator is closed, not cancelled.
             self.cancelled.set()
             raise
 
@@ -159,13 +167,6 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
                 retry_after_s=self.retry_after_s,
                 request_id="r2",
             )
-
-    async def _wait_for_ever(self):
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
 
 
 async def abort(context, code, message, *, violations=None, retry_after_s=None, request_id="", more=()):
