@@ -189,7 +189,11 @@ def _write(path: Path, text: str) -> None:
 def _next_steps(target: Path) -> str:
     folder = f"'{target}'" if re.search(r"[^\w./-]", str(target)) else str(target)
     lines = (target / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    steps = [f"modelkit validate {folder}", f"modelkit serve {folder} --local", 'modelkit predict "Hello"']
+    steps = [
+        f"modelkit validate {folder}",
+        f"modelkit serve {folder} --local",
+        'modelkit predict "Hello"   # in another terminal',
+    ]
     if any(line.strip() and not line.startswith("#") for line in lines):
         steps.insert(0, f"pip install -r {folder}/requirements.txt")
     return "\n".join(["", "Next:", *(f"  {step}" for step in steps)])

@@ -153,8 +153,9 @@ def _explain_pattern(entry: Entry, path: Path, context: Mapping[str, Any]) -> tu
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64]
         cure = "use letters, digits, '-', '_' and '.', starting and ending with a letter or digit"
         return f"cannot be '{_clip(text)}'", f"{cure}, such as '{slug}'" if slug else cure
-    cure = "an environment variable's name has letters, digits and '_', and does not start with a digit"
-    return f"cannot be '{_clip(text)}'", cure
+    # The text is not repeated: people paste the secret itself.
+    cure = "such a name has letters, digits and '_', and does not start with a digit; it is never the secret itself"
+    return "is not the name of an environment variable", cure
 
 
 def _explain_length(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:

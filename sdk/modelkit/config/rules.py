@@ -15,6 +15,9 @@ __all__ = ["RULES", "Finding", "Subject"]
 ACCELERATOR_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
 WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
 
+# Options of the engines' servers that take a secret.
+_SECRET_ARGS = frozenset({"api_key", "hf_token", "password"})
+
 # What Hugging Face's tokens look like; such a text is never the name of a variable.
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 
@@ -104,6 +107,16 @@ def args_do_not_repeat(subject: Subject) -> Iterator[Finding]:
         if name in own:
             cure = f"move it up: write '{name}' below 'engine'"
             yield Finding(("engine", "args", key), f"'{key}' has a key of its own in 'engine'", cure)
+
+
+def args_hold_no_secrets(subject: Subject) -> Iterator[Finding]:
+    """A secret does not reach the engine through the file."""
+    engine = subject.config.engine
+    for key, value in engine.args.items() if engine is not None else ():
+        if key.lstrip("-").replace("-", "_").lower() in _SECRET_ARGS and value:
+            message = f"the value of '{key}' does not belong in a file: it would be shipped with the model"
+            cure = "remove it, and name the environment variable that holds it under 'secrets'"
+            yield Finding(("engine", "args", key), message, cure)
 
 
 def engine_has_weights(subject: Subject) -> Iterator[Finding]:
@@ -257,6 +270,7 @@ RULES: tuple[Rule, ...] = (
     accelerators_are_counted,
     tensor_parallel_fits,
     args_do_not_repeat,
+    args_hold_no_secrets,
     engine_has_weights,
     checkpoint_is_located,
     checkpoint_location_is_well_formed,

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelkit.cli import console
@@ -11,6 +11,9 @@ from modelkit.config import check_config
 from paths import ROOT
 
 MODELS = ROOT / "tests" / "data" / "models"
+# On a busy machine an example may take long, which is no fault.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 TEXTS = [
     (MODELS / name / "config.yaml").read_text()
     for name in ("every-key", "clarifai", "anchors", "clarifai-instance")
@@ -91,17 +94,19 @@ def mutations(draw):
 
 
 @given(st.binary(max_size=200))
+@CALM
 def test_random_bytes(data):
     check(data)
 
 
 @given(st.text(max_size=200))
+@CALM
 def test_random_text(text):
     check(text.encode("utf-8", "surrogatepass"))
 
 
 @given(mutations())
-@settings(max_examples=300)
+@settings(CALM, max_examples=300)
 def test_mutated_configs(text):
     check(text.encode("utf-8", "surrogatepass"))
 
@@ -134,7 +139,7 @@ BELOW = st.dictionaries(
 
 
 @given(st.dictionaries(KEYS, st.one_of(JSON, BELOW, st.lists(BELOW, max_size=3))))
-@settings(max_examples=200)
+@settings(CALM, max_examples=200)
 def test_any_value_anywhere(data):
     import json
 

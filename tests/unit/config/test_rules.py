@@ -69,6 +69,11 @@ def test_what_fits_together_is_left_alone(tmp_path, text):
         ),
         ("engine: {name: echo, args: {dtype: x}}", "error", "'dtype' has a key of its own in 'engine'"),
         (
+            "engine: {name: echo, args: {--api-key: sk-0123}}",
+            "error",
+            "the value of '--api-key' does not belong in a file: it would be shipped with the model",
+        ),
+        (
             "engine: {name: transformers}",
             "error",
             "the engine 'transformers' runs a checkpoint, and there is no 'checkpoints' section",
