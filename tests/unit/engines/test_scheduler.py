@@ -1,0 +1,287 @@
+"""The scheduler with a batch of plain Python: who runs, who waits, who ends, and with what."""
+
+import asyncio
+import threading
+
+import pytest
+
+from modelkit.engines._scheduler import ChunkStream, Row, Scheduler
+from modelkit.engines.sampling import Sampling
+from modelkit.errors import EngineError, LoadError, OverloadedError, UnavailableError
+
+EOS = 0
+
+
+class Letters:
+    """A detokenizer: token 1 is "a", 2 is "b", ..."""
+
+    def feed(self, token_id):
+        return chr(ord("a") + (token_id - 1) % 26)
+
+
+class CountingBatch:
+    """Answers 1, 2, 3, ...; a prompt's first id says after how many tokens it ends, and `faults` are raised in turn."""
+
+    def __init__(self):
+        self.rows: list[Row] = []
+        self.prefills: list[list[int]] = []
+        self.faults: list[Exception | None] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.poison: int | None = None
+        self.most_rows = 0
+        self.closed = False
+
+    def prefill(self, rows):
+        self.gate.wait(5)
+        self.prefills.append([row.prompt_ids[0] for row in rows])
+        if self.poison is not None and any(row.prompt_ids[0] == self.poison for row in rows):
+            raise RuntimeError("poisoned")
+        self.rows.extend(rows)
+        self.most_rows = max(self.most_rows, len(self.rows))
+        return [self._token(row) for row in rows]
+
+    def decode(self):
+        self.gate.wait(5)
+        if self.faults and (fault := self.faults.pop(0)) is not None:
+            raise fault
+        return [self._token(row) for row in self.rows]
+
+    def _token(self, row):
+        number = len(row.output_ids) + 1
+        return EOS if number > row.prompt_ids[0] else number
+
+    def drop(self, rows):
+        self.rows = [row for row in self.rows if row not in rows]
+
+    def close(self):
+        self.rows, self.closed = [], True
+
+    def is_out_of_memory(self, error):
+        return isinstance(error, MemoryError)
+
+
+def make_row(length, *, prompt_tokens=1, **sampling):
+    resolved = Sampling(**sampling)
+    return Row(
+        prompt_ids=[length] * prompt_tokens,
+        sampling=resolved,
+        max_tokens=resolved.max_tokens or 1000,
+        eos_ids=frozenset({EOS}),
+        detokenizer=Letters(),
+        stream=ChunkStream(prompt_tokens),
+    )
+
+
+async def read(row):
+    """Return the joined text, the token ids, and the finish reason."""
+    text, ids = "", []
+    while True:
+        chunk = await row.stream.next()
+        text += chunk.text
+        ids += chunk.token_ids
+        assert chunk.output_tokens == len(ids)
+        if chunk.finish_reason:
+            return text, ids, chunk.finish_reason
+
+
+@pytest.fixture
+def batch():
+    return CountingBatch()
+
+
+@pytest.fixture
+async def scheduler(batch):
+    scheduler = Scheduler(lambda: batch, max_num_seqs=4, max_batched_tokens=16, max_waiting=8)
+    await scheduler.start()
+    yield scheduler
+    batch.gate.set()
+    await scheduler.close()
+
+
+async def test_an_answer_ends_at_its_end_token_which_counts_and_has_no_text(scheduler):
+    row = make_row(3)
+    scheduler.submit(row)
+    assert await read(row) == ("abc", [1, 2, 3, EOS], "stop")
+
+
+async def test_length_stop_strings_and_ignored_ends(scheduler):
+    cases = [
+        (make_row(9, max_tokens=2), ("ab", [1, 2], "length")),
+        (make_row(9, stop=("cd",)), ("ab", [1, 2, 3, 4], "stop")),
+        (make_row(9, stop=("cz",), max_tokens=3), ("abc", [1, 2, 3], "length")),
+        (make_row(3, stop=("cz",)), ("abc", [1, 2, 3, EOS], "stop")),
+        (make_row(9, stop=("b", "e"), min_tokens=3), ("abcd", [1, 2, 3, 4, 5], "stop")),
+    ]
+    for row, expected in cases:
+        scheduler.submit(row)
+        assert await read(row) == expected
+
+
+async def test_requests_share_the_batch_up_to_its_size_and_are_served_in_order(scheduler, batch):
+    batch.gate.clear()
+    rows = [make_row(length) for length in (5, 6, 7, 8, 9, 10)]
+    for row in rows:
+        scheduler.submit(row)
+    batch.gate.set()
+    answers = await asyncio.gather(*map(read, rows))
+    assert [len(ids) - 1 for _, ids, _ in answers] == [5, 6, 7, 8, 9, 10]
+    assert batch.most_rows == 4
+    assert [length for group in batch.prefills for length in group] == [5, 6, 7, 8, 9, 10]
+
+
+async def test_a_prefill_takes_no_more_tokens_than_allowed_but_always_one_request(scheduler, batch):
+    batch.gate.clear()
+    first = make_row(1)
+    scheduler.submit(first)
+    await until(lambda: scheduler.num_waiting == 0)
+    rows = [make_row(n, prompt_tokens=size) for n, size in ((2, 8), (3, 8), (4, 8), (5, 40))]
+    for row in rows:
+        scheduler.submit(row)
+    batch.gate.set()
+    await asyncio.gather(*map(read, [first, *rows]))
+    assert batch.prefills == [[1], [2, 3], [4], [5]]
+
+
+async def test_a_cancelled_request_leaves_the_batch_at_the_next_step(scheduler, batch):
+    endless, other = make_row(10**9), make_row(10**9)
+    scheduler.submit(endless)
+    scheduler.submit(other)
+    await endless.stream.next()
+    endless.cancelled = True
+    await until(lambda: batch.rows == [other])
+    other.cancelled = True
+    await until(lambda: not batch.rows)
+
+
+async def test_a_cancelled_request_that_waits_never_runs(scheduler, batch):
+    batch.gate.clear()
+    running, waiting = make_row(2), make_row(5)
+    scheduler.submit(running)
+    scheduler.submit(waiting)
+    waiting.cancelled = True
+    batch.gate.set()
+    await read(running)
+    last = make_row(3)
+    scheduler.submit(last)
+    await read(last)
+    assert 5 not in [length for group in batch.prefills[1:] for length in group]
+
+
+async def test_a_slow_reader_gets_several_tokens_in_one_chunk(scheduler, batch):
+    row = make_row(5)
+    scheduler.submit(row)
+    await until(lambda: not batch.rows and batch.prefills)
+    await asyncio.sleep(0.01)
+    chunk = await row.stream.next()
+    assert (chunk.text, chunk.token_ids, chunk.finish_reason) == ("abcde", (1, 2, 3, 4, 5, EOS), "stop")
+
+
+async def test_a_failed_step_fails_its_requests_with_the_reason_and_not_the_engine(scheduler, batch):
+    batch.faults = [ZeroDivisionError("in layer 3")]
+    row = make_row(5)
+    scheduler.submit(row)
+    with pytest.raises(EngineError, match=r"ZeroDivisionError: in layer 3"):
+        await read(row)
+    assert not batch.rows
+    again = make_row(2)
+    scheduler.submit(again)
+    assert (await read(again))[0] == "ab"
+
+
+async def test_of_several_prompts_only_the_one_that_breaks_prefill_fails(scheduler, batch):
+    batch.gate.clear()
+    blocker = make_row(1)
+    scheduler.submit(blocker)
+    await until(lambda: scheduler.num_waiting == 0)
+    rows = [make_row(2), make_row(7), make_row(3)]
+    batch.poison = 7
+    for row in rows:
+        scheduler.submit(row)
+    batch.gate.set()
+    results = await asyncio.gather(*map(read, rows), return_exceptions=True)
+    assert [results[0][0], results[2][0]] == ["ab", "abc"]
+    assert isinstance(results[1], EngineError)
+
+
+async def test_out_of_memory_ends_the_newest_request_only(scheduler, batch):
+    batch.gate.clear()
+    rows = [make_row(5), make_row(6)]
+    for row in rows:
+        scheduler.submit(row)
+    batch.faults = [MemoryError("no room")]
+    batch.gate.set()
+    results = await asyncio.gather(*map(read, rows), return_exceptions=True)
+    assert results[0][0] == "abcde"
+    assert isinstance(results[1], OverloadedError)
+    assert "max_num_seqs" in results[1].cure
+
+
+async def test_a_tokenizer_that_fails_fails_one_request(scheduler, batch):
+    batch.gate.clear()
+    bad, good = make_row(5), make_row(3)
+    bad.detokenizer.feed = lambda _token: 1 / 0
+    scheduler.submit(bad)
+    scheduler.submit(good)
+    batch.gate.set()
+    results = await asyncio.gather(read(bad), read(good), return_exceptions=True)
+    assert isinstance(results[0], EngineError)
+    assert results[1][0] == "abc"
+
+
+async def test_close_ends_running_and_waiting_requests_with_abort(batch):
+    scheduler = Scheduler(lambda: batch, max_num_seqs=1, max_batched_tokens=16, max_waiting=8)
+    await scheduler.start()
+    running, waiting = make_row(10**9), make_row(3)
+    scheduler.submit(running)
+    scheduler.submit(waiting)
+    await running.stream.next()
+    await scheduler.close()
+    assert (await read(waiting))[2] == "abort"
+    while (chunk := await running.stream.next()).finish_reason is None:
+        pass
+    assert chunk.finish_reason == "abort"
+    assert batch.closed
+    with pytest.raises(UnavailableError):
+        scheduler.submit(make_row(1))
+
+
+async def test_the_queue_is_bounded(scheduler, batch):
+    batch.gate.clear()
+    scheduler.submit(make_row(1))
+    await until(lambda: scheduler.num_waiting == 0)
+    for _ in range(8):
+        scheduler.submit(make_row(1))
+    with pytest.raises(OverloadedError, match="8 requests are waiting"):
+        scheduler.submit(make_row(1))
+
+
+async def test_what_load_raises_start_raises(batch):
+    def load():
+        raise LoadError("no weights")
+
+    scheduler = Scheduler(load, max_num_seqs=1, max_batched_tokens=1, max_waiting=1)
+    with pytest.raises(LoadError, match="no weights"):
+        await scheduler.start()
+    await scheduler.close()
+
+
+async def test_a_step_wakes_the_event_loop_once_for_all_requests(scheduler, batch, monkeypatch):
+    loop = asyncio.get_running_loop()
+    calls = []
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: calls.append(args) or wake(*args))
+    batch.gate.clear()
+    rows = [make_row(20) for _ in range(4)]
+    for row in rows:
+        scheduler.submit(row)
+    batch.gate.set()
+    await asyncio.gather(*map(read, rows))
+    # 4 rows x 21 tokens in 21 steps; those that joined later make a few more.
+    assert len(calls) < 40
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
