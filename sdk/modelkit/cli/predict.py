@@ -26,7 +26,9 @@ def command(
     text: Annotated[
         str | None,
         typer.Argument(
-            show_default=False, help="For the method's first string argument; - or a pipe reads stdin."
+            metavar="TEXT",
+            show_default=False,
+            help="For the method's first string argument; - or a pipe reads stdin.",
         ),
     ] = None,
     *,
@@ -112,9 +114,10 @@ def _read_arguments(
         items = [text] if text not in {None, "-"} else (line.rstrip("\r\n") for line in sys.stdin)
         bind(method, (), {**arguments, streamed.name: items})
         return arguments, (parse_value(streamed, item) for item in items)
-    text = _read_text(text, arguments_given=bool(arguments))
+    target = text_argument(method)
+    if text == "-" or (text is None and target is not None and not arguments):
+        text = _read_stdin(asked_for=text == "-")
     if text is not None:
-        target = text_argument(method)
         if target is None:
             raise UsageError(
                 f"{method.name} has no argument for a text", cure=f"it is {method}; write -i NAME=VALUE"
@@ -123,12 +126,12 @@ def _read_arguments(
     return bind(method, (), arguments), ()
 
 
-def _read_text(text: str | None, *, arguments_given: bool) -> str | None:
-    """Return the text to send; stdin is read when it is asked for, or when it is a pipe and nothing else is given."""
-    if text == "-" or (text is None and not arguments_given and not sys.stdin.isatty()):
-        piped = sys.stdin.read()
-        return piped if piped or text == "-" else None
-    return text
+def _read_stdin(*, asked_for: bool) -> str | None:
+    """Return the text of a pipe, without the newline that `echo` adds; of a terminal only when it is asked for."""
+    if not asked_for and sys.stdin.isatty():
+        return None
+    text = sys.stdin.read().removesuffix("\n")
+    return text if text or asked_for else None
 
 
 def _call(

@@ -358,14 +358,15 @@ class RemoteMethod(BaseRemoteMethod):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result, or a Stream where the method streams. Wrong arguments raise before anything is sent."""
         arguments = self._bind(args, kwargs)
-        name, options = self.description.name, {"timeout_s": self._timeout_s, "metadata": self._metadata}
+        name, timeout_s, metadata = self.description.name, self._timeout_s, self._metadata
         streamed = self.description.streamed_argument
         if streamed is not None:
             items = arguments.pop(streamed.name, ())
-            return self._client.stream(items, method=name, arguments=arguments, **options)  # type: ignore[arg-type]
-        if self.description.kind == "server_stream":
-            return self._client.generate(method=name, arguments=arguments, **options)  # type: ignore[arg-type]
-        return self._client.predict(method=name, arguments=arguments, **options)  # type: ignore[arg-type]
+            return self._client.stream(
+                items, method=name, timeout_s=timeout_s, metadata=metadata, arguments=arguments
+            )
+        send = self._client.generate if self.description.kind == "server_stream" else self._client.predict
+        return send(method=name, timeout_s=timeout_s, metadata=metadata, arguments=arguments)
 
     def options(
         self, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None

@@ -129,7 +129,11 @@ def test_quiet_prints_the_answer_only(predict):
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_text_comes_from_a_pipe(predict, arguments):
-    assert predict(*arguments, "-m", "tokens", stdin="to be")[:2] == (0, "tobe\n")
+    assert predict(*arguments, "-m", "tokens", stdin="to be\n")[:2] == (0, "tobe\n")
+
+
+def test_a_dash_reads_stdin_beside_other_arguments(predict):
+    assert predict("-", "-i", "times=1", stdin="to be\n")[1] == "to be \n"
 
 
 def test_stdin_is_left_alone_where_arguments_are_given(predict):
