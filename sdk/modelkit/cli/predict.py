@@ -120,7 +120,7 @@ def _read_arguments(
     if text is not None:
         if target is None:
             raise UsageError(
-                f"{method.name} has no argument for a text", cure=f"it is {method}; write -i NAME=VALUE"
+                f"{method.name} has no argument for a text", cure=f"{method.hint}; write -i NAME=VALUE"
             )
         arguments = {target.name: text, **arguments}
     return bind(method, (), arguments), ()

@@ -17,6 +17,8 @@ __all__ = [
     "read_description",
 ]
 
+MAX_HINT_CHARS = 120
+
 MethodKind = Literal["unary", "server_stream", "bidirectional"]
 
 
@@ -142,6 +144,14 @@ class MethodDescription:
     def streamed_argument(self) -> ArgumentDescription | None:
         """The argument of a bidirectional method that arrives item by item."""
         return next((argument for argument in self.arguments if argument.streamed), None)
+
+    @property
+    def hint(self) -> str:
+        """How to call it, for the end of an error: the signature, or the arguments' names where it is long."""
+        signature = str(self)
+        if len(signature) <= MAX_HINT_CHARS:
+            return f"it is {signature}"
+        return f"its arguments are {', '.join(argument.name for argument in self.arguments)}"
 
     def __str__(self) -> str:
         result = str(self.result) if self.kind == "unary" else f"Iterator[{self.result}]"

@@ -102,6 +102,15 @@ def test_a_wrong_call_is_refused_with_the_signature(args, kwargs, message):
     assert str(SUMMARIZE) in raised.value.cure
 
 
+def test_a_long_signature_is_no_hint():
+    fields = [
+        pb.Field(name=f"argument_{number}", type=pb.Type(kind=pb.TYPE_KIND_STRING)) for number in range(9)
+    ]
+    method = read_description(pb.DescribeResponse(methods=[pb.Method(name="m", arguments=fields)])).methods[0]
+    assert method.hint.startswith("its arguments are argument_0, argument_1")
+    assert SUMMARIZE.hint == f"it is {SUMMARIZE}"
+
+
 def test_all_wrong_arguments_are_named_at_once():
     with pytest.raises(InvalidArgumentError) as raised:
         bind(SUMMARIZE, (), {"zzz": 1})
