@@ -147,6 +147,8 @@ def _convert_foreign(value: Any) -> Any:
     A value of a library's type can only exist when that library is imported, so nothing is imported here.
     """
     pydantic = sys.modules.get("pydantic")
+    if pydantic and isinstance(value, pydantic.RootModel):
+        return value.root
     if pydantic and isinstance(value, pydantic.BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
     numpy = sys.modules.get("numpy")

@@ -4,9 +4,10 @@ All are small, immutable and made of bytes. numpy and Pillow are imported only b
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,6 +123,8 @@ class Tensor:
 
     Raises ValueError when it is not, so that a tensor that exists can always be read.
     """
+
+    DTYPES: ClassVar[Sequence[str]] = tuple(_ITEM_BYTES)
 
     shape: tuple[int, ...]
     dtype: str

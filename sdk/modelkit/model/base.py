@@ -118,23 +118,34 @@ def _mark(function: F) -> F:
             f"@method marks a plain function, not a {type(function).__name__}; put it on the inside"
         )
     specs: dict[str, Any] = {}
+    layer: Any = function
+    while inspect.isfunction(layer):
+        _take_specs(layer, specs)
+        layer = getattr(layer, "__wrapped__", None)  # another decorator's wrapper has no defaults of its own
+    setattr(function, METHOD_ATTRIBUTE, specs)
+    return function
+
+
+def _take_specs(function: Any, specs: dict[str, Any]) -> None:
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     first_default = len(positional) - len(defaults)
     plain = [_plain_default(*pair, specs) for pair in zip(positional[first_default:], defaults, strict=True)]
+    while plain and plain[0] is REQUIRED:  # Python knows by itself that these must be given
+        plain.pop(0)
     function.__defaults__ = tuple(plain) or None
-    for name, value in (keyword_defaults := function.__kwdefaults__ or {}).items():
-        keyword_defaults[name] = _plain_default(name, value, specs)
-    setattr(function, METHOD_ATTRIBUTE, specs)
-    return function
+    keywords = {
+        name: _plain_default(name, value, specs) for name, value in (function.__kwdefaults__ or {}).items()
+    }
+    function.__kwdefaults__ = {name: value for name, value in keywords.items() if value is not REQUIRED}
 
 
 def _plain_default(name: str, value: Any, specs: dict[str, Any]) -> Any:
     if isinstance(value, FieldSpec):
         specs[name] = value
-        return value if value.default is REQUIRED else value.default
+        return value.default
     if type(value).__name__ == "FieldInfo" and type(value).__module__.startswith("pydantic"):
         specs[name] = value
-        return value if value.is_required() else value.get_default(call_default_factory=True)
+        return REQUIRED if value.is_required() else value.get_default(call_default_factory=True)
     return value

@@ -13,7 +13,7 @@ from modelkit.model.base import Model
 from modelkit.model.signature import Signature, SignatureError, method_names, read_signature
 from modelkit.model.source import SourceFile
 
-__all__ = ["check_model", "find_model_file", "import_model_class", "read_signatures"]
+__all__ = ["check_model", "find_model_file", "import_checked_class", "import_model_class", "read_signatures"]
 
 _RESERVED = {"load", "close", "config", "context", "model_dir", "checkpoint_dir", "request", "report_usage"}
 
@@ -42,33 +42,43 @@ def read_signatures(model_class: type[Model]) -> Mapping[str, Signature]:
 def check_model(model_dir: Path) -> list[Problem]:
     """Return every problem of the folder's model.py; it is imported, but nothing is loaded."""
     try:
-        model_class = import_model_class(model_dir)
+        import_checked_class(model_dir)
     except ConfigError as error:
         return list(error.problems)
-    return _check_methods(_read(model_dir), model_class)
+    return []
+
+
+def import_checked_class(model_dir: Path) -> type[Model]:
+    """As `import_model_class`; ConfigError also has every problem of the methods' signatures."""
+    source = _read(model_dir)
+    model_class = _find_class(source, _import(source))
+    problems = _check_methods(source, model_class)
+    if problems:
+        raise ConfigError(problems)
+    return model_class
 
 
 def _check_methods(source: SourceFile, model_class: type[Model]) -> list[Problem]:
     names = method_names(model_class)
     if not names:
-        node = source.find_class(model_class.__name__)
-        line = node.lineno if node else 1
+        message = f"class {model_class.__name__} has no method marked @method"
         cure = "put @method over the functions that callers may call (from modelkit import method)"
-        return [source.problem_at(f"class {model_class.__name__} has no method marked @method", cure, line)]
-    problems = []
-    for name in names:
-        if name in _RESERVED or name.startswith("_"):
-            place = source.find_part(model_class.__name__, name, "")
-            problems.append(
-                source.problem(f"'{name}' cannot be a method's name", "choose another name", place)
-            )
-            continue
-        try:
-            read_signature(model_class, name)
-        except SignatureError as error:
-            place = source.find_part(model_class.__name__, name, error.argument)
-            problems.append(source.problem(str(error), error.cure, place))
-    return problems
+        return [source.problem(message, cure, source.find_part(model_class.__name__, None, ""))]
+    found = (_check_method(source, model_class, name) for name in names)
+    return [problem for problem in found if problem is not None]
+
+
+def _check_method(source: SourceFile, model_class: type[Model], name: str) -> Problem | None:
+    function = getattr(model_class, name)
+    if name in _RESERVED or name.startswith("_"):
+        place = source.find_part(model_class.__name__, function, "")
+        return source.problem(f"'{name}' cannot be a method's name", "choose another name", place)
+    try:
+        read_signature(model_class, name)
+    except SignatureError as error:
+        place = source.find_part(model_class.__name__, function, error.argument)
+        return source.problem(str(error), error.cure, place)
+    return None
 
 
 def _read(model_dir: Path) -> SourceFile:
@@ -77,7 +87,7 @@ def _read(model_dir: Path) -> SourceFile:
         cure = f"write one with a subclass of modelkit.Model; `modelkit init {model_dir.resolve().name}` shows how"
         raise ConfigError([Problem("the model folder has no model.py", cure, model_dir / "model.py")])
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Python skips a byte order mark too
     except UnicodeDecodeError as error:
         problem = Problem(
             f"the file is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8", path
@@ -155,7 +165,6 @@ def _find_class(source: SourceFile, module: ModuleType) -> type[Model]:
         cure = "define one: class MyModel(Model): ... (from modelkit import Model, method)"
         raise ConfigError([source.problem("model.py defines no subclass of modelkit.Model", cure)])
     names = ", ".join(cls.__name__ for cls in leaves)
-    second = source.find_class(leaves[1].__name__)
     message = f"model.py defines {len(leaves)} models, {names}; a folder has one"
     cure = "keep one class and move the others into folders of their own"
-    raise ConfigError([source.problem_at(message, cure, second.lineno if second else 1)])
+    raise ConfigError([source.problem(message, cure, source.find_part(leaves[1].__name__, None, ""))])

@@ -39,12 +39,22 @@ def test_the_folder_is_the_current_one_by_default(models, capsys, monkeypatch):
     assert "minimal is valid" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["config-and-model", "no-model-py", "wrong-signature", "llm-without-engine"])
-def test_faults_of_both_files_in_one_run(models, capsys, snapshot, name):
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("config-and-model", ["config.yaml:3:3", "model.py:4"]),
+        ("wrong-signature", ["model.py:6:21"]),
+        ("no-model-py", ["model.py"]),
+        ("llm-without-engine", ["model.py"]),
+    ],
+)
+def test_faults_of_both_files_in_one_run(models, capsys, name, places):
     assert main(["validate", f"broken/{name}"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == snapshot
+    assert captured.err.count("error: ") == len(places)
+    for place in places:
+        assert f"--> broken/{name}/{place}" in captured.err
 
 
 def test_broken_python_is_pointed_at(models, capsys):
@@ -64,10 +74,7 @@ def test_json_is_a_list_of_problems(models, capsys):
     assert main(["validate", "broken/config-and-model", "--format", "json"]) == 2
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    assert [(p["path"].rpartition("/")[2], p["line"], p["column"]) for p in found] == [
-        ("config.yaml", 3, 3),
-        ("model.py", 4, None),
-    ]
+    assert [(p["path"].rpartition("/")[2], p["line"]) for p in found] == [("config.yaml", 3), ("model.py", 4)]
     assert captured.err == ""
 
 
