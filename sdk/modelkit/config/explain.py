@@ -94,13 +94,11 @@ def _explain_text(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple
     value = entry.value
     if not isinstance(value, Scalar) or value.value is None:
         return f"must be text, not {_kind(entry)}", "write one value, in quotes if need be"
-    read = str(value.value).lower() if isinstance(value.value, bool) else str(value.value)
-    reading = (
-        f"reads {value.text} as the number {read}"
-        if read != value.text
-        else f"reads {value.text} as {_kind(entry)}"
-    )
-    return f"must be text, and YAML {reading}", f'put it in quotes: "{_clip(value.text)}"'
+    cure = f'put it in quotes: "{_clip(value.text)}"'
+    if isinstance(value.value, bool):
+        return f"must be text, and YAML reads {value.text} as a yes or no", cure
+    kind = _kind(entry) if str(value.value) == value.text else f"the number {value.value}"
+    return f"must be text, and YAML reads {_clip(value.text)} as {kind}", cure
 
 
 def _explain_number(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:
@@ -131,7 +129,9 @@ def _explain_bound(entry: Entry, path: Path, context: Mapping[str, Any]) -> tupl
     if path[-1] not in _MEMORY_KEYS:
         return f"must be {_BOUNDS[name]} {context[name]}, not {_clip(written)}", cure
     bound = _format_memory(context[name])
-    cure = f"did you mean {written}Gi?" if written.isdecimal() and name == "ge" else f"write {bound}"
+    cure = (
+        f"add a unit: {written}Mi, {written}Gi" if written.isdecimal() and name == "ge" else f"write {bound}"
+    )
     return f"must be {_BOUNDS[name]} {bound}, not {_clip(written)}", cure
 
 

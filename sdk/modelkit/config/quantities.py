@@ -54,6 +54,8 @@ def parse_duration(text: str) -> float | None:
 
 
 def _memory(value: Any) -> Any:
+    if isinstance(value, float):  # there are no fractions of a byte, so a unit is missing
+        raise _refuse("an amount of memory with a unit", f"write the unit, such as {value}Gi")
     cure = "write a number and a unit, such as 16Gi or 500M"
     return _quantity(value, parse_memory, "an amount of memory", cure)
 

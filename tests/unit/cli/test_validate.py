@@ -110,6 +110,12 @@ def test_a_folder_that_is_not_there(models, capsys):
     )
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "minimal/config.yaml/x"])
+def test_a_path_that_the_system_refuses(models, capsys, name):
+    assert main(["validate", name]) == 2
+    assert "1 error found" in capsys.readouterr().err
+
+
 def test_an_unknown_format(models, capsys):
     assert main(["validate", "minimal", "--format", "xml"]) == 2
     assert "xml" in capsys.readouterr().err
