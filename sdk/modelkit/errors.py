@@ -8,8 +8,8 @@
     ├── ServeError                     1   UNAVAILABLE          the server could not start (a port in use, ...)
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
-        ├── MethodNotFoundError            NOT_FOUND
         ├── NotFoundError                  NOT_FOUND
+        │   └── MethodNotFoundError        NOT_FOUND
         ├── FailedPreconditionError        FAILED_PRECONDITION
         ├── UnauthenticatedError           UNAUTHENTICATED
         ├── PermissionDeniedError          PERMISSION_DENIED
@@ -222,7 +222,7 @@ class UnimplementedError(CallError):
 
 
 class InternalError(CallError):
-    """The model raised an error of its own; the server's log has the traceback, the caller does not."""
+    """The model raised an error of its own; the caller gets its type and message, the server's log the traceback."""
 
     grpc_status = "INTERNAL"
 
