@@ -52,10 +52,12 @@ class ChunkStream:
         if not self._unread:
             self._waiter = self.loop.create_future()
             await self._waiter
-        pieces, self._unread = self._unread, []
+        if self._unread[0].error is not None:
+            raise self._unread[0].error
+        # What was written before an error is read before it.
+        num = len(self._unread) - (self._unread[-1].error is not None)
+        pieces, self._unread = self._unread[:num], self._unread[num:]
         last = pieces[-1]
-        if last.error is not None:
-            raise last.error
         if len(pieces) == 1:
             text, token_ids = last.text, last.token_ids
         else:

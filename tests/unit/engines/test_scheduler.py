@@ -189,6 +189,18 @@ async def test_a_failed_step_fails_its_requests_with_the_reason_and_not_the_engi
     assert (await read(again))[0] == "ab"
 
 
+async def test_what_was_written_before_an_error_is_read_before_it(scheduler, batch):
+    batch.faults = [None, None, ZeroDivisionError("in layer 3")]
+    row = make_row(5)
+    scheduler.submit(row)
+    await until(lambda: batch.prefills and not batch.faults and not batch.rows)
+    await asyncio.sleep(0.01)
+    assert (await row.stream.next()).text == "abc"
+    for _ in range(2):
+        with pytest.raises(EngineError):
+            await row.stream.next()
+
+
 async def test_of_several_prompts_only_the_one_that_breaks_prefill_fails(scheduler, batch):
     batch.gate.clear()
     blocker = make_row(1)
