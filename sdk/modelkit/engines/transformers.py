@@ -250,7 +250,7 @@ class TransformersEngine(EmbeddedEngine):
 
     async def _tokenize(self, text: str, *, special_tokens: bool) -> Sequence[int]:
         def encode() -> list[int]:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+            ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
             return ids
 
         return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
