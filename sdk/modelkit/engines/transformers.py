@@ -250,8 +250,9 @@ class TransformersEngine(EmbeddedEngine):
 
     async def _tokenize(self, text: str, *, special_tokens: bool) -> Sequence[int]:
         def encode() -> list[int]:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
-            return ids
+            # Not verbose: the length is checked here, with an error instead of a line in the log.
+            encoded = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)
+            return list(encoded["input_ids"])
 
         return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
 
