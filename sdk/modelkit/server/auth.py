@@ -8,7 +8,7 @@ import grpc
 
 from modelkit.errors import UnauthenticatedError
 from modelkit.server.logs import new_request_id
-from modelkit.server.status import status_code, status_trailer
+from modelkit.server.status import status_code, status_message, status_trailer
 
 __all__ = ["ApiKeyInterceptor"]
 
@@ -19,7 +19,7 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused
     """Answers a call without the right key with UNAUTHENTICATED, before its message is read."""
 
     def __init__(self, api_key: str) -> None:
-        self._expected = f"Bearer {api_key}".encode()
+        self._expected = api_key.encode()
 
     async def intercept_service(
         self,
@@ -30,11 +30,17 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_OPEN_SERVICES):
             return handler
-        given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        given = given if isinstance(given, bytes) else given.encode()
+        given = _bearer_token(handler_call_details.invocation_metadata or ())
         if hmac.compare_digest(given, self._expected):
             return handler
         return _refusal(handler, missing=not given)
+
+
+def _bearer_token(metadata: Any) -> bytes:
+    """Return the token of an `authorization: Bearer TOKEN` header, empty where there is none (RFC 6750)."""
+    header = dict(metadata).get("authorization", "")
+    scheme, _, token = str(header).partition(" ")
+    return token.strip().encode() if scheme.lower() == "bearer" else b""
 
 
 def _refusal(handler: Any, *, missing: bool) -> Any:
@@ -45,7 +51,7 @@ def _refusal(handler: Any, *, missing: bool) -> Any:
 
     async def refuse(_request: Any, context: Any) -> None:
         trailer = status_trailer(error, new_request_id())
-        await context.abort(status_code(error), error.message, trailing_metadata=(trailer,))
+        await context.abort(status_code(error), status_message(error), trailing_metadata=(trailer,))
 
     kind = {
         (False, False): grpc.unary_unary_rpc_method_handler,

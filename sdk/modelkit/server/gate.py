@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from modelkit.errors import OverloadedError
 
@@ -51,7 +52,8 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self.leave()  # the turn came in the same moment as the cancellation: pass it on
             else:
-                self._waiting.remove(turn)
+                with suppress(ValueError):  # leave() may have passed it over already
+                    self._waiting.remove(turn)
             raise
 
     def leave(self) -> None:

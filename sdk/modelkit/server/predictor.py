@@ -10,6 +10,7 @@ import enum
 import functools
 import inspect
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -31,6 +32,8 @@ from modelkit.server.threads import LoopIterator, ThreadStream
 __all__ = ["Predictor", "State"]
 
 T = TypeVar("T")
+
+_SETTLE_S = 2.0
 
 _log = logging.getLogger("modelkit.server")
 
@@ -57,6 +60,8 @@ class Predictor:
         self.gate = Gate(max_concurrency, max_queue)
         # A thread per running call and no more: the gate is the only queue.
         self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="modelkit-call")
+        # Of their own, so that close() can run while load() or every call hangs.
+        self._hook_threads = ThreadPoolExecutor(2, thread_name_prefix="modelkit-life")
         self._running_threads: set[Future[Any]] = set()
 
     # ------------------------------------------------------------------------------------------------------- life
@@ -68,7 +73,7 @@ class Predictor:
         except ModelkitError:
             self.state = State.FAILED
             raise
-        except Exception as error:  # author's code may raise anything
+        except (Exception, SystemExit) as error:  # author's code may raise anything
             self.state = State.FAILED
             _log.exception("%s.load failed", type(self.model).__name__)
             raise LoadError(
@@ -82,21 +87,33 @@ class Predictor:
         if self.state is State.READY:
             self.state = State.DRAINING
 
-    async def close(self) -> int:
-        """Close the model. Returns how many calls are still running in threads, which nothing can stop."""
+    async def close(self, timeout_s: float = 10.0) -> int:
+        """Close the model once its cancelled calls have ended. Returns how many threads nothing could stop."""
+        await self._settle()
+        num_stuck = sum(not future.done() for future in self._running_threads)
         try:
-            await self._call_hook(self.model.close)
-        except Exception:
+            await asyncio.wait_for(self._call_hook(self.model.close), timeout_s)
+        except TimeoutError:
+            num_stuck += 1
+            _log.error("%s.close did not end within %g s", type(self.model).__name__, timeout_s)
+        except (Exception, SystemExit):  # noqa: BLE001 - author's code may raise anything
             _log.exception("%s.close raised", type(self.model).__name__)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        return sum(not future.done() for future in self._running_threads)
+        self._hook_threads.shutdown(wait=False)
+        return num_stuck
+
+    async def _settle(self) -> None:
+        """Wait a moment for calls that were just cancelled: their `finally` blocks need the model."""
+        deadline = time.monotonic() + _SETTLE_S
+        while self.gate.num_running and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a server's life
+            await asyncio.sleep(0.01)
 
     async def _call_hook(self, hook: Callable[[], Awaitable[None] | None]) -> None:
         """Call `load` or `close`: on the loop if it is async, else in a thread, so that health checks answer."""
         if inspect.iscoroutinefunction(hook):
             await hook()
             return
-        result = await asyncio.get_running_loop().run_in_executor(self._threads, hook)
+        result = await asyncio.get_running_loop().run_in_executor(self._hook_threads, hook)
         if result is not None:
             await result
 
@@ -104,10 +121,10 @@ class Predictor:
 
     async def predict(self, request: Request, arguments: Mapping[str, Any]) -> Any:
         """Call a unary method. Raises CallError."""
+        REQUEST.set(request)
         signature = self._find(request.method, MethodKind.UNARY)
         if not self.gate.try_enter():
             await self.gate.enter()
-        REQUEST.set(request)
         threaded = None
         try:
             bound = (
@@ -120,7 +137,7 @@ class Predictor:
                 return await function(**bound)
             threaded = self._submit(functools.partial(function, **bound))
             return await asyncio.wrap_future(threaded)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - author's code may raise anything
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - author's code may raise anything
             request.cancelled = True
             _raise_as_call_error(error, request)
         finally:
@@ -131,6 +148,7 @@ class Predictor:
 
         Closing the iteration, or cancelling the task that iterates, ends the author's generator.
         """
+        REQUEST.set(request)
         signature = self._find(request.method, MethodKind.SERVER_STREAM)
         async with self._admitted(request):
             bound = await self._bind(signature, arguments)
@@ -142,6 +160,7 @@ class Predictor:
         self, request: Request, arguments: Mapping[str, Any], incoming: AsyncIterator[Any]
     ) -> AsyncGenerator[Any, None]:
         """Call a bidirectional method: `incoming` are the decoded items of its streamed argument. As `generate`."""
+        REQUEST.set(request)
         signature = self._find(request.method, MethodKind.BIDIRECTIONAL)
         async with self._admitted(request):
             bound = await self._bind(signature, arguments)
@@ -169,12 +188,11 @@ class Predictor:
     async def _admitted(self, request: Request) -> AsyncIterator[None]:
         """Hold a place at the gate for the time of a stream, and turn what goes wrong into a CallError."""
         await self.gate.enter()
-        REQUEST.set(request)
         try:
             yield
         except GeneratorExit:
             raise
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - author's code may raise anything
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - author's code may raise anything
             _raise_as_call_error(error, request)
         finally:
             request.cancelled = True  # over: a synchronous method that still runs can see it
@@ -204,8 +222,9 @@ class Predictor:
             functools.partial(stream.run, functools.partial(start, **_stream(signature, source)))
         )
         try:
-            async for item in stream:
-                yield item
+            async with aclosing(aiter(stream)) as items:
+                async for item in items:
+                    yield item
         finally:
             stream.cancel()
             if source is not None:
@@ -260,5 +279,9 @@ def _raise_as_call_error(error: BaseException, request: Request) -> NoReturn:
         raise error
     if isinstance(error, ModelkitError):
         raise InternalError(error.message, cure=error.cure) from error
-    detail = f": {error}" if str(error) else ""
-    raise InternalError(f"method '{request.method}' raised {type(error).__name__}{detail}") from error
+    # The text of an error that was not meant for callers may hold paths, addresses or secrets.
+    raise InternalError(
+        f"method '{request.method}' raised {type(error).__name__}",
+        cure="the server's log has the traceback under the request id; a method that raises a modelkit error "
+        "(InvalidArgumentError, ...) tells its callers why",
+    ) from error

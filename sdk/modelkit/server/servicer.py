@@ -5,22 +5,23 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from modelkit import codec
 from modelkit.errors import CallError, InternalError, InvalidArgumentError, Violation
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
-from modelkit.model import REQUEST, Request, Usage
+from modelkit.model import Request, Usage
 from modelkit.server.description import describe_signature
 from modelkit.server.logs import new_request_id
 from modelkit.server.predictor import Predictor, State
 from modelkit.server.status import status_code, status_message, status_trailer
 from modelkit.server.writer import StreamWriter
 
-__all__ = ["Servicer"]
+__all__ = ["Servicer", "add_to_server"]
 
 _log = logging.getLogger("modelkit.server")
 
@@ -34,8 +35,15 @@ StreamMessage: TypeAlias = type[pb.GenerateResponse] | type[pb.StreamResponse]
 class Servicer(pb_grpc.InferenceServiceServicer):
     """Serves one predictor as modelkit.inference.v1.InferenceService."""
 
-    def __init__(self, predictor: Predictor, identity: pb.DescribeResponse) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        identity: pb.DescribeResponse,
+        *,
+        max_message_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
         self._predictor = predictor
+        self._max_batch_bytes = max_message_bytes // 2
         self._identity = identity
         methods = [describe_signature(signature) for signature in predictor.signatures.values()]
         self._identity.methods.extend(methods)
@@ -47,8 +55,10 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         response.ready = self._predictor.state is State.READY
         return response
 
-    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:  # noqa: N802
+    async def Predict(self, request: pb.PredictRequest | None, context: Context) -> pb.PredictResponse:  # noqa: N802
         """Call a unary method."""
+        if request is None:
+            await _refuse_malformed(context)
         call = _begin(request.method or "predict", request.metadata, context)
         started = time.perf_counter()
         try:
@@ -58,7 +68,7 @@ class Servicer(pb_grpc.InferenceServiceServicer):
             )
             if call.response_metadata:
                 response.metadata.update(_strings(call.response_metadata))
-        except CallError as error:
+        except Exception as error:  # noqa: BLE001 - nothing leaves but a status that is meant to
             await _abort(context, call, error, started)
         except asyncio.CancelledError:
             _log_end(call, "CANCELLED", started)
@@ -66,28 +76,108 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         _log_end(call, "OK", started)
         return response
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+    async def Generate(self, request: pb.GenerateRequest | None, context: Context) -> None:  # noqa: N802
         """Call a server-streaming method."""
+        if request is None:
+            await _refuse_malformed(context)
         call = _begin(request.method or "generate", request.metadata, context)
 
         def start() -> AsyncGenerator[Any, None]:
             return self._predictor.generate(call, _arguments(request.arguments))
 
-        await _run_stream(call, context, start, pb.GenerateResponse)
+        await self._run_stream(call, context, start, pb.GenerateResponse)
 
-    async def Stream(self, request_iterator: AsyncIterator[pb.StreamRequest], context: Context) -> None:  # noqa: N802
+    async def Stream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.StreamRequest | None], context: Context
+    ) -> None:
         """Call a bidirectional method."""
-        first: pb.StreamRequest | None = await anext(aiter(request_iterator), None)
-        opening = first.start if first else pb.StreamStart()
+        first: pb.StreamRequest | None = await anext(aiter(request_iterator), _NO_REQUEST)
+        if first is None:
+            await _refuse_malformed(context)
+        opening = first.start
         call = _begin(opening.method or "stream", opening.metadata, context)
 
         def start() -> AsyncGenerator[Any, None]:
-            if not first or not first.HasField("start"):
+            if not first.HasField("start"):
                 raise InvalidArgumentError("the first message of a Stream call must have 'start'")
             incoming = _incoming(call, first, request_iterator)
             return self._predictor.stream(call, _arguments(opening.arguments), incoming)
 
-        await _run_stream(call, context, start, pb.StreamResponse)
+        await self._run_stream(call, context, start, pb.StreamResponse)
+
+    async def _run_stream(
+        self,
+        call: Request,
+        context: Context,
+        start: Callable[[], AsyncGenerator[Any, None]],
+        message: StreamMessage,
+    ) -> None:
+        """Write a method's items until it ends, then the totals; however it ends, its generator is closed."""
+        started = time.perf_counter()
+        sender = _Sender(call, context, message)
+        writer = StreamWriter(sender.send, max_bytes=self._max_batch_bytes)
+        try:
+            async with aclosing(start()) as items:
+                async for item in items:
+                    await writer.put(_result(call.method, item))
+            await sender.send_last(await writer.flush())
+        except asyncio.CancelledError:
+            await writer.abort()
+            _log_end(call, "CANCELLED", started)
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing leaves but a status that is meant to
+            await _deliver_before_error(writer, sender)
+            await _abort(context, call, error, started)
+        _log_end(call, "OK", started)
+
+
+_NO_REQUEST: Final = pb.StreamRequest()
+
+
+def add_to_server(servicer: Servicer, server: grpc.aio.Server) -> None:
+    """Register a servicer, as the generated function does; but a malformed message reaches it as None.
+
+    Left to gRPC, a message that cannot be read ends in UNKNOWN and the text of a Python exception.
+    """
+    handlers = {
+        "Describe": grpc.unary_unary_rpc_method_handler(
+            servicer.Describe, _reader(pb.DescribeRequest), pb.DescribeResponse.SerializeToString
+        ),
+        "Predict": grpc.unary_unary_rpc_method_handler(
+            servicer.Predict, _reader(pb.PredictRequest), pb.PredictResponse.SerializeToString
+        ),
+        "Generate": grpc.unary_stream_rpc_method_handler(
+            servicer.Generate, _reader(pb.GenerateRequest), pb.GenerateResponse.SerializeToString
+        ),
+        "Stream": grpc.stream_stream_rpc_method_handler(
+            servicer.Stream, _reader(pb.StreamRequest), pb.StreamResponse.SerializeToString
+        ),
+    }
+    service_name = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    parse = message.FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+def _malformed() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "the message cannot be read: it is not one of modelkit.inference.v1, or its values are nested too deeply",
+        cure=f"nest lists and dicts at most {codec.MAX_DEPTH} deep",
+    )
+
+
+async def _refuse_malformed(context: Context) -> NoReturn:
+    await _abort(context, _begin("", None, context), _malformed(), time.perf_counter())
 
 
 # ------------------------------------------------------------------------------------------------- a call's begin, end
@@ -99,18 +189,19 @@ def _begin(method: str, metadata: Any, context: Context) -> Request:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str):
             request_id = value[:_MAX_REQUEST_ID_CHARS]
-    remaining = context.time_remaining()
-    call = Request(
-        id=request_id or new_request_id(),
-        method=method,
-        metadata=dict(metadata) if metadata else {},
-        deadline=None if remaining is None else time.monotonic() + remaining,
-    )
-    REQUEST.set(call)
-    return call
+    remaining: float | None = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return Request(request_id or new_request_id(), method, dict(metadata) if metadata else {}, deadline)
 
 
-async def _abort(context: Context, call: Request, error: CallError, started: float) -> None:
+async def _abort(context: Context, call: Request, error: Exception, started: float) -> NoReturn:
+    """Answer with an error. One that is no CallError comes from writing the answer, not from the method."""
+    if context.cancelled():  # nobody is there to be told, and writing failed because of it
+        _log_end(call, "CANCELLED", started)
+        raise asyncio.CancelledError
+    if not isinstance(error, CallError):
+        cause, error = error, InternalError(f"the answer of '{call.method}' cannot be sent")
+        error.__cause__ = cause
     if isinstance(error, InternalError) and error.__cause__ is not None:
         _log.error("method '%s' failed", call.method, exc_info=error.__cause__)
     _log_end(call, error.grpc_status, started, error.message)
@@ -136,33 +227,14 @@ def _log_end(call: Request, code: str, started: float, reason: str = "") -> None
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
-async def _run_stream(
-    call: Request, context: Context, start: Callable[[], AsyncGenerator[Any, None]], message: StreamMessage
-) -> None:
-    """Write a method's items until it ends, then the totals; however it ends, its generator is closed."""
-    started = time.perf_counter()
-    sender = _Sender(call, context, message)
-    writer = StreamWriter(sender.send)
-    try:
-        async with aclosing(start()) as items:
-            async for item in items:
-                await writer.put(_result(call.method, item))
-        await sender.send_last(await writer.flush())
-    except CallError as error:
-        await _deliver_before_error(writer, sender)
-        await _abort(context, call, error, started)
-    except asyncio.CancelledError:
-        await writer.abort()
-        _log_end(call, "CANCELLED", started)
-        raise
-    _log_end(call, "OK", started)
-
-
 async def _deliver_before_error(writer: StreamWriter, sender: "_Sender") -> None:
     """What the method yielded before it failed reaches the caller before the error does."""
-    items = await writer.flush()
-    if items:
-        await sender.send(items)
+    try:
+        items = await writer.flush()
+        if items:
+            await sender.send(items)
+    except Exception:  # noqa: BLE001 - writing is what failed, or the caller has gone
+        _log.debug("items before an error were not delivered", exc_info=True)
 
 
 class _Sender:
@@ -201,12 +273,14 @@ class _Sender:
 
 
 async def _incoming(
-    call: Request, first: pb.StreamRequest, rest: AsyncIterator[pb.StreamRequest]
+    call: Request, first: pb.StreamRequest, rest: AsyncIterator[pb.StreamRequest | None]
 ) -> AsyncGenerator[Any, None]:
     """Yield the caller's items one by one; several may have come in one message."""
     for value in first.items:
         yield _item(call, value)
     async for message in rest:
+        if message is None:
+            raise _malformed()
         if message.HasField("start"):
             raise InvalidArgumentError("only the first message of a Stream call may have 'start'")
         for value in message.items:
