@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
@@ -335,11 +336,9 @@ async def test_bad_arguments_are_all_named():
 )
 async def test_a_method_that_cannot_be_called_so(method_name, rpc, code, words):
     async with serving(Zoo) as peer:
+        call = peer.predict if rpc == "Predict" else peer.items
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            if rpc == "Predict":
-                await peer.predict(method_name)
-            else:
-                await peer.items(method_name)
+            await call(method_name)
         assert caught.value.code().name == code
         assert words in caught.value.details()
         assert details_of(caught.value)["RequestInfo"].request_id
@@ -353,9 +352,13 @@ async def test_items_before_an_error_arrive_before_it(name, code, fail_at):
     async with serving(Zoo) as peer:
         call = peer.generate(name, to=1000, fail_at=fail_at)
         items = []
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+
+        async def read_on():
             async for message in call:
-                items += [codec.decode(item) for item in message.items]
+                items.extend(codec.decode(item) for item in message.items)
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_on()
         assert items == list(range(fail_at))
         assert caught.value.code() is code
         assert "secret" not in caught.value.details()
@@ -738,7 +741,11 @@ async def test_ten_thousand_calls_leave_nothing_behind():
 
         def leftovers():
             gc.collect()
-            return len(asyncio.all_tasks()), threading.active_count(), len(os.listdir("/proc/self/fd"))
+            return (
+                len(asyncio.all_tasks()),
+                threading.active_count(),
+                sum(1 for _ in Path("/proc/self/fd").iterdir()),
+            )
 
         await calls(500)
         before = leftovers()
