@@ -223,7 +223,7 @@ async def test_tls_files_that_do_not_work_are_told_from_a_port_that_is_taken(cer
     ]
     for tls in wrong:
         with pytest.raises(
-            ServeError, match=r"cannot read the TLS file|are not a certificate and its key|cannot be"
+            ServeError, match="TLS file"
         ):
             async with serving(Greeter, tls=tls):
                 pass

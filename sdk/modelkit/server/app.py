@@ -235,8 +235,8 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         _check_pair(tls)
     except ssl.SSLError as error:
         raise ServeError(
-            f"{tls.certificate} and {tls.key} are not a certificate and its key: {error.reason or error}",
-            cure="give two PEM files that belong together; the key must not be encrypted",
+            f"the TLS files cannot be used: {error.reason or error} ({tls.certificate}, {tls.key})",
+            cure="give PEM files, a certificate and its own key, which must not be encrypted",
         ) from error
     except OSError as error:
         raise ServeError(
