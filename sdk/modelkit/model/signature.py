@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pydantic
-from pydantic_core import SchemaValidator
+from pydantic_core import SchemaError, SchemaValidator
 
 from modelkit.errors import InvalidArgumentError, Violation, closest
 from modelkit.model.base import METHOD_ATTRIBUTE, Model, method
@@ -66,6 +66,7 @@ class Signature:
     streamed: str
     takes_async_iterator: bool
     validators: Mapping[str, SchemaValidator]
+    item_validator: SchemaValidator | None
     fill_in: Mapping[str, Any]
     binds_slowly: bool
 
@@ -95,16 +96,12 @@ class Signature:
 
     def check_item(self, value: Any) -> Any:
         """Check one item of the streamed argument. Raises InvalidArgumentError."""
+        assert self.item_validator is not None
         try:
-            return self.validators_of_stream.validate_python(value)
+            return self.item_validator.validate_python(value)
         except pydantic.ValidationError as error:
             violations = self._violations(self.streamed, error)
             raise InvalidArgumentError(_summary(self.name, violations), violations=violations) from error
-
-    @property
-    def validators_of_stream(self) -> SchemaValidator:
-        """The check of one streamed item; kept beside the others under a name no argument can have."""
-        return self.validators[_STREAM_KEY]
 
     def _unknown(self, name: str) -> Violation:
         known = [spec.name for spec in self.arguments]
@@ -120,8 +117,6 @@ class Signature:
             return [Violation(name, f"must be {describe_type(spec.type)}")]
         return [Violation(_path(name, item["loc"]), _message(item)) for item in items]
 
-
-_STREAM_KEY = "*stream*"
 
 _STREAM_RESULTS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
 _ASYNC_STREAM_RESULTS = (
@@ -175,6 +170,8 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         parameter.name: _argument_wire(name, parameter, hints[parameter.name], options, streamed=streamed)
         for parameter in parameters
     }
+    validators = {key: _validator(key, wire) for key, wire in wires.items()}
+    item_validator = validators.pop(streamed, None)
     return Signature(
         name=name,
         kind=kind,
@@ -184,7 +181,8 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         is_async=is_async,
         streamed=streamed,
         takes_async_iterator=takes_async,
-        validators=_validators(wires, streamed),
+        validators=validators,
+        item_validator=item_validator,
         fill_in=_fill_in(parameters, wires, streamed),
         binds_slowly=any(_has_image(wire.spec) for wire in wires.values()),
     )
@@ -373,7 +371,7 @@ def _check_default(method: str, name: str, wire: WireType) -> None:
     if not plain or wire.spec.kind in (TypeKind.OBJECT, TypeKind.TEXT):
         return
     try:
-        pydantic.TypeAdapter(wire.check).validate_python(default)
+        _validator(name, wire).validate_python(default)
     except pydantic.ValidationError as error:
         reason = _message(error.errors(include_url=False)[-1])
         raise SignatureError(
@@ -394,22 +392,17 @@ def _argument_spec(name: str, wire: WireType, streamed: str) -> ArgumentSpec:
     )
 
 
-def _validators(wires: Mapping[str, WireType], streamed: str) -> dict[str, SchemaValidator]:
-    validators: dict[str, SchemaValidator] = {}
-    for name, wire in wires.items():
-        try:
-            adapter = pydantic.TypeAdapter(wire.check)
-        except (pydantic.errors.PydanticUserError, TypeError) as error:
-            message = str(error).partition("\n")[0]
-            raise SignatureError(
-                f"argument '{name}' has a limit that does not fit its type: {message}",
-                "use ge, gt, le, lt for numbers, min_length and max_length for strings and lists",
-                name,
-            ) from error
-        validators[_STREAM_KEY if name == streamed else name] = typing.cast(
-            "SchemaValidator", adapter.validator
-        )
-    return validators
+def _validator(name: str, wire: WireType) -> SchemaValidator:
+    try:
+        adapter = pydantic.TypeAdapter(wire.check)
+    except (pydantic.errors.PydanticUserError, SchemaError, TypeError) as error:
+        message = str(error).partition("\n")[0]
+        raise SignatureError(
+            f"argument '{name}' has a limit that does not fit its type: {message}",
+            "use ge, gt, le, lt for numbers, min_length and max_length for strings and lists",
+            name,
+        ) from error
+    return typing.cast("SchemaValidator", adapter.validator)
 
 
 def _has_image(spec: TypeSpec) -> bool:

@@ -458,3 +458,14 @@ def test_a_default_that_breaks_its_own_rules_is_refused(annotation, default):
         SignatureError, match="the default of argument 'x' of method 'run' breaks its own rules"
     ):
         read_signature(Breaks, "run")
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?<x"])
+def test_a_pattern_that_is_none_is_refused(pattern):
+    class Patterned(Model):
+        @method
+        def run(self, x: str) -> int: ...
+
+    Patterned.run.__annotations__["x"] = Annotated[str, Field(pattern=pattern)]
+    with pytest.raises(SignatureError, match="argument 'x'"):
+        read_signature(Patterned, "run")
