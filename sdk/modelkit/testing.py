@@ -50,11 +50,8 @@ def run_server(
     if not hasattr(instance, "context"):
         instance.context = ModelContext(config, model_dir or Path.cwd())
     options = options or ServerOptions(port=0, drain_timeout_s=2.0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="modelkit-test-server", daemon=True)
-    thread.start()
     server = Server(instance, options, model_id=config.model.id)
-    try:
+    with _loop_in_thread() as loop:
         asyncio.run_coroutine_threadsafe(server.startup(), loop).result(_START_TIMEOUT_S)
         running = RunningServer(server, loop)
         try:
@@ -63,7 +60,26 @@ def run_server(
             yield running
         finally:
             running.run(server.shutdown())
+
+
+@contextmanager
+def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread; what still runs on it at the end is cancelled."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="modelkit-test-server", daemon=True)
+    thread.start()
+    try:
+        yield loop
     finally:
+        asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(_START_TIMEOUT_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
