@@ -222,9 +222,7 @@ async def test_tls_files_that_do_not_work_are_told_from_a_port_that_is_taken(cer
         files(certificates, client_ca=certificates / "san"),
     ]
     for tls in wrong:
-        with pytest.raises(
-            ServeError, match="TLS file"
-        ):
+        with pytest.raises(ServeError, match="TLS file"):
             async with serving(Greeter, tls=tls):
                 pass
 
