@@ -85,6 +85,8 @@ def _encode_dict(value: Mapping[Any, Any], depth: int) -> pb.Value:
         pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item, depth))
         for key, item in value.items()
     ]
+    if len({entry.key for entry in entries}) < len(entries):
+        raise ValueError("two keys are the same as text, such as 1 and '1'")
     return pb.Value(map_value=pb.MapValue(entries=entries))
 
 
@@ -150,7 +152,9 @@ def _convert_foreign(value: Any) -> Any:
     if pydantic and isinstance(value, pydantic.RootModel):
         return value.root
     if pydantic and isinstance(value, pydantic.BaseModel):
-        return {name: getattr(value, name) for name in type(value).model_fields}
+        # By alias, as the model reads itself back.
+        fields = type(value).model_fields.items()
+        return {info.serialization_alias or name: getattr(value, name) for name, info in fields}
     numpy = sys.modules.get("numpy")
     if numpy and isinstance(value, numpy.ndarray):
         return Tensor.from_numpy(value)
@@ -160,7 +164,22 @@ def _convert_foreign(value: Any) -> Any:
     pil = sys.modules.get("PIL.Image")
     if pil and isinstance(value, pil.Image):
         return Image.from_pil(value)
-    return None
+    return _as_text(value)
+
+
+_TEXT_MODULES = frozenset({"datetime", "decimal", "ipaddress", "pathlib", "uuid"})
+
+
+def _as_text(value: Any) -> str | None:
+    """Write a date, UUID, path or the like as pydantic does, which reads it back where a field has that type."""
+    core = sys.modules.get("pydantic_core")
+    if core is None or type(value).__module__.partition(".")[0] not in _TEXT_MODULES:
+        return None
+    try:
+        text = core.to_jsonable_python(value)
+    except core.PydanticSerializationError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 # The base of another (int of bool) comes after it: subclasses are looked up in this order.

@@ -156,8 +156,12 @@ class Tensor:
         import numpy as np
 
         if self.dtype == "bfloat16":
-            import ml_dtypes
-
+            try:
+                import ml_dtypes
+            except ImportError as error:
+                raise ValueError(
+                    "numpy has no bfloat16; install the ml_dtypes package, or send float32"
+                ) from error
             return np.frombuffer(self.data, dtype=ml_dtypes.bfloat16).reshape(self.shape)
         little = np.dtype(self.dtype).newbyteorder("<")
         return np.frombuffer(self.data, dtype=little).reshape(self.shape)

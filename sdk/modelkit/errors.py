@@ -131,7 +131,8 @@ class ServeError(ModelkitError):
 class CallError(ModelkitError):
     """A call failed. Raised by the predictor, sent as a gRPC status, raised again by the client.
 
-    A model's method may raise any subclass to choose the status that its caller sees.
+    A model's method may raise any subclass to choose the status that its caller sees. `executed` is False where the
+    model has certainly not seen the call, so that repeating it cannot do anything twice.
     """
 
     def __init__(
@@ -142,11 +143,13 @@ class CallError(ModelkitError):
         violations: Sequence[Violation] = (),
         retry_after_s: float | None = None,
         request_id: str = "",
+        executed: bool = True,
     ) -> None:
         super().__init__(message, cure=cure)
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s
         self.request_id = request_id
+        self.executed = executed
 
 
 class InvalidArgumentError(CallError):

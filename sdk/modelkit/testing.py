@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from modelkit.config import Config
 from modelkit.model import Model, ModelContext
 from modelkit.server import Server, ServerOptions
@@ -65,7 +67,7 @@ def run_server(
 @contextmanager
 def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
     """Run an event loop in a thread; what still runs on it at the end is cancelled."""
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="modelkit-test-server", daemon=True)
     thread.start()
     try:

@@ -156,6 +156,47 @@ class Zoo(Model):
             yield MEGABYTE
 
     @method
+    def stop_iteration(self) -> int:
+        return next(iter(()))
+
+    @method
+    def poll(self) -> Iterator[int]:
+        yield 1
+        while not self.request.cancelled:
+            time.sleep(0.002)
+        self.end("poll")
+
+    @method
+    def promise(self, value: Any) -> float:
+        return value
+
+    @method
+    def hidden_coroutine(self) -> int:
+        async def answer():
+            return 7
+
+        return answer()
+
+    @method
+    async def drain_all(self, numbers: AsyncIterator[int]) -> AsyncIterator[int]:
+        total = 0
+        async for number in numbers:
+            total += number
+        self.end("took the cancellation for the end" if total == 1 else "ended")
+        yield total
+
+    @method
+    def drain_all_sync(self, numbers: Iterator[int]) -> Iterator[int]:
+        total = sum(numbers)
+        self.end("took the cancellation for the end" if total == 1 else "ended")
+        yield total
+
+    @method
+    def why(self) -> Iterator[int]:
+        yield 1
+        self.request.finish_reason = "length"
+
+    @method
     def blocked(self) -> str:
         self.release.wait(30)
         return "released"
@@ -212,9 +253,12 @@ async def test_streams_arrive_in_order_with_running_totals(name):
         assert items == list(range(500))
         assert len(messages[0].items) == 1
         assert [bool(message.request_id) for message in messages] == [True] + [False] * (len(messages) - 1)
-        totals = [message.usage.output_tokens for message in messages if message.HasField("usage")]
-        assert totals == sorted(totals)
-        assert totals[-1] == 500
+        num_items = 0
+        for (
+            message
+        ) in messages:  # a message's totals are those of its own items, however far ahead the generator is
+            num_items += len(message.items)
+            assert message.usage.output_tokens == (num_items if message.items else 0)
 
 
 @pytest.mark.parametrize("name", ["double", "double_async"])
@@ -227,6 +271,80 @@ async def test_bidirectional_calls_interleave_strictly(name):
         await call.done_writing()
         assert await read(call) is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_why_an_answer_ended_comes_with_the_last_message():
+    async with serving(Zoo) as peer:
+        messages = [message async for message in peer.generate("why")]
+        assert [message.finish_reason for message in messages][-1] == "length"
+        assert not any(message.finish_reason for message in messages[:-1])
+
+
+async def test_an_escaped_stop_iteration_is_an_error_and_not_a_hang():
+    async with serving(Zoo) as peer:
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await peer.stub.Predict(pb.PredictRequest(method="stop_iteration"), timeout=5)
+        assert failure.value.code() is grpc.StatusCode.INTERNAL
+        assert peer.server.predictor.gate.num_running == 0
+
+
+@pytest.mark.parametrize(("value", "sent"), [(3, 3.0), (2.5, 2.5)])
+async def test_a_whole_number_is_sent_as_the_float_that_the_annotation_promises(value, sent):
+    async with serving(Zoo) as peer:
+        response = await peer.stub.Predict(
+            pb.PredictRequest(method="promise", arguments={"value": codec.encode(value)})
+        )
+        assert response.result.WhichOneof("kind") == "float_value"
+        assert response.result.float_value == sent
+
+
+@pytest.mark.parametrize("value", ["3", True, None, [1.0]])
+async def test_a_result_that_breaks_its_annotation_is_the_models_fault(value):
+    async with serving(Zoo) as peer:
+        with pytest.raises(grpc.aio.AioRpcError, match="promises float and gave") as failure:
+            await peer.stub.Predict(
+                pb.PredictRequest(method="promise", arguments={"value": codec.encode(value)})
+            )
+        assert failure.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_a_coroutine_behind_a_plain_function_is_awaited():
+    async with serving(Zoo) as peer:
+        response = await peer.stub.Predict(pb.PredictRequest(method="hidden_coroutine"))
+        assert codec.decode(response.result) == 7
+
+
+@pytest.mark.parametrize("name", ["drain_all", "drain_all_sync"])
+async def test_a_cancelled_call_is_never_taken_for_the_end_of_its_items(name):
+    async with serving(Zoo) as peer:
+        call = await peer.stream(name, 1)
+        await asyncio.sleep(0.1)
+        call.cancel()
+        await eventually(lambda: peer.server.predictor.gate.num_running == 0)
+        assert peer.server.predictor.model.ended == {}
+
+
+@pytest.mark.parametrize("name", ["drain_all", "drain_all_sync"])
+@pytest.mark.parametrize("says_so", [True, False])
+async def test_the_end_of_the_items_is_said_or_is_the_half_close(name, says_so):
+    async with serving(Zoo) as peer:
+        call = await peer.stream(name, 1)
+        await call.write(pb.StreamRequest(items=[codec.encode(2)], end=says_so))
+        if not says_so:
+            await call.done_writing()
+        assert await read(call) == [3]
+
+
+async def test_callers_that_never_say_what_they_call_are_bounded_and_refused(monkeypatch):
+    monkeypatch.setattr("modelkit.server.servicer._OPENING_TIMEOUT_S", 0.3)
+    async with serving(Zoo, max_concurrency=1, max_queue=1) as peer:
+        calls = [peer.stub.Stream() for _ in range(3)]
+        codes = await asyncio.gather(*(call.code() for call in calls))
+        assert sorted(code.name for code in codes) == [
+            "INVALID_ARGUMENT",
+            "INVALID_ARGUMENT",
+            "RESOURCE_EXHAUSTED",
+        ]
 
 
 @pytest.mark.parametrize("name", ["double", "double_async"])
@@ -251,7 +369,7 @@ async def test_a_model_may_end_before_its_caller(name):
 async def test_describe_answers_before_the_model_is_ready_and_predict_does_not():
     async with serving(Zoo, load=False) as peer:
         description = await peer.stub.Describe(pb.DescribeRequest())
-        assert not description.ready
+        assert description.state == pb.MODEL_STATE_LOADING
         assert [each.name for each in description.methods] == sorted(
             each.name for each in description.methods
         )
@@ -260,7 +378,7 @@ async def test_describe_answers_before_the_model_is_ready_and_predict_does_not()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert details_of(caught.value)["RetryInfo"].retry_delay.seconds == 1
         await peer.server.load()
-        assert (await peer.stub.Describe(pb.DescribeRequest())).ready
+        assert (await peer.stub.Describe(pb.DescribeRequest())).state == pb.MODEL_STATE_READY
         assert await peer.predict("unary", text="x") == "x"
 
 
@@ -559,7 +677,7 @@ async def cancel_and_measure(peer, name):
     if name.startswith("listen"):
         call = await peer.stream(name, 1)
         await read(call)
-    elif name.startswith("drip"):
+    elif name.startswith(("drip", "poll")):
         call = peer.generate(name)
         await read(call)
     else:
@@ -573,7 +691,7 @@ async def cancel_and_measure(peer, name):
     return model.ended[name] - cancelled
 
 
-@pytest.mark.parametrize("name", ["wait", "wait_sync", "drip", "drip_sync", "listen", "listen_sync"])
+@pytest.mark.parametrize("name", ["wait", "wait_sync", "drip", "drip_sync", "poll", "listen", "listen_sync"])
 async def test_cancellation_reaches_the_method_and_frees_its_place(name):
     async with serving(Zoo, max_concurrency=1) as peer:
         took_s = sorted([await cancel_and_measure(peer, name) for _ in range(5)])

@@ -3,6 +3,7 @@
 import collections.abc
 import copy
 import enum
+import functools
 import inspect
 import re
 import types
@@ -14,6 +15,7 @@ from typing import Any
 import pydantic
 from pydantic_core import SchemaError, SchemaValidator
 
+from modelkit.datatypes import Media, Tensor, Text
 from modelkit.errors import InvalidArgumentError, Violation, closest
 from modelkit.model.base import METHOD_ATTRIBUTE, Model, method
 from modelkit.model.fields import REQUIRED
@@ -54,7 +56,7 @@ class Signature:
     `is_async` says whether it runs on the event loop (`async def`) or in a thread. `result` describes one item where
     the result is a stream. `streamed` is the name of the argument that arrives item by item, "" where there is none,
     and `takes_async_iterator` says which kind of iterator it is given. `binds_slowly` is True where checking the
-    arguments decodes images, which is work for a thread.
+    arguments decodes images or copies tensors, which is work for a thread.
     """
 
     name: str
@@ -67,7 +69,7 @@ class Signature:
     takes_async_iterator: bool
     validators: Mapping[str, SchemaValidator]
     item_validator: SchemaValidator | None
-    fill_in: Mapping[str, Any]
+    fill_in: Mapping[str, Callable[[], Any]]
     binds_slowly: bool
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Signature:
 
         Raises InvalidArgumentError with every violation: unknown, missing, of the wrong type, outside its limits.
         """
-        bound = {name: _fresh(value) for name, value in self.fill_in.items()} if self.fill_in else {}
+        bound = {name: make() for name, make in self.fill_in.items() if name not in arguments}
         violations: list[Violation] = []
         validators = self.validators
         for name, value in arguments.items():
@@ -184,7 +186,7 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         validators=validators,
         item_validator=item_validator,
         fill_in=_fill_in(parameters, wires, streamed),
-        binds_slowly=any(_has_image(wire.spec) for wire in wires.values()),
+        binds_slowly=any(_is_heavy(wire.spec) for wire in wires.values()),
     )
 
 
@@ -405,32 +407,35 @@ def _validator(name: str, wire: WireType) -> SchemaValidator:
     return typing.cast("SchemaValidator", adapter.validator)
 
 
-def _has_image(spec: TypeSpec) -> bool:
+def _is_heavy(spec: TypeSpec) -> bool:
     members = (*spec.args, *(field.type for field in spec.fields))
-    return spec.kind is TypeKind.IMAGE or any(_has_image(member) for member in members)
+    return spec.kind in (TypeKind.IMAGE, TypeKind.TENSOR) or any(_is_heavy(member) for member in members)
 
 
 def _fill_in(
     parameters: list[inspect.Parameter], wires: Mapping[str, WireType], streamed: str
-) -> dict[str, Any]:
-    """Return the defaults that Python itself does not know or would share between calls.
+) -> dict[str, Callable[[], Any]]:
+    """Return makers of the defaults that Python itself does not know or would share between calls.
 
-    That is those written inside Annotated[..., Field(default)], and lists and dicts, which a method may change.
+    That is those written inside Annotated[..., Field(default)], those with a factory, and objects that a method may
+    change.
     """
-    defaults = {
-        parameter.name: wires[parameter.name].default
-        for parameter in parameters
-        if parameter.name != streamed and wires[parameter.name].default is not REQUIRED
-    }
-    unknown = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
-    return {name: value for name, value in defaults.items() if name in unknown or isinstance(value, _MUTABLE)}
+    makers: dict[str, Callable[[], Any]] = {}
+    for parameter in parameters:
+        wire = wires[parameter.name]
+        if parameter.name == streamed or wire.default is REQUIRED:
+            continue
+        if wire.factory is not None:
+            makers[parameter.name] = wire.factory
+        elif parameter.default is inspect.Parameter.empty or not _is_immutable(wire.default):
+            makers[parameter.name] = functools.partial(copy.deepcopy, wire.default)
+    return makers
 
 
-_MUTABLE = (list, dict, set)
-
-
-def _fresh(value: Any) -> Any:
-    return copy.deepcopy(value) if isinstance(value, _MUTABLE) else value
+def _is_immutable(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_immutable, value))
+    return value is None or isinstance(value, (str, int, float, bytes, enum.Enum, Media, Tensor, Text))
 
 
 # ------------------------------------------------------------------------------------------------------- violations

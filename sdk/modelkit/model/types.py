@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, cast
 
 import pydantic
 from pydantic.fields import FieldInfo
@@ -109,6 +109,8 @@ class WireType:
     limits: Limits = Limits()
     description: str = ""
     default: Any = REQUIRED
+    # Makes a default of its own for each call; `default` is then what it made when the annotation was read.
+    factory: Callable[[], Any] | None = None
 
 
 class UnsupportedTypeError(TypeError):
@@ -641,7 +643,9 @@ def _with_field_info(wire: WireType, info: FieldInfo) -> WireType:
         check = constrained.check
     default = wire.default if info.is_required() else _pydantic_default(info)
     limits = _merge(wire.limits, _limits_of_metadata(info.metadata))
-    return WireType(check, wire.spec, limits, info.description or wire.description, default)
+    factory = None if info.default_factory_takes_validated_data else info.default_factory
+    description = info.description or wire.description
+    return WireType(check, wire.spec, limits, description, default, cast("Callable[[], Any] | None", factory))
 
 
 def _constrain(wire: WireType, constraint: Any) -> Any:

@@ -43,6 +43,7 @@ class Gate:
                 f"the server is busy: {self.num_running} calls run and {len(self._waiting)} wait",
                 cure="try again later, or raise server.max_concurrency or server.max_queue in config.yaml",
                 retry_after_s=1.0,
+                executed=False,
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

@@ -46,6 +46,7 @@ class State(enum.StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    UNAVAILABLE = "unavailable"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -113,7 +114,9 @@ class Predictor:
         if inspect.iscoroutinefunction(hook):
             await hook()
             return
-        result = await asyncio.get_running_loop().run_in_executor(self._hook_threads, hook)
+        result = await asyncio.get_running_loop().run_in_executor(
+            self._hook_threads, _carry_stop_iteration, hook
+        )
         if result is not None:
             await result
 
@@ -136,7 +139,9 @@ class Predictor:
             if signature.is_async:
                 return await function(**bound)
             threaded = self._submit(functools.partial(function, **bound))
-            return await asyncio.wrap_future(threaded)
+            result = await asyncio.wrap_future(threaded)
+            # A decorator may hide that a method is a coroutine function.
+            return await result if inspect.iscoroutine(result) else result
         except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - author's code may raise anything
             request.cancelled = True
             _raise_as_call_error(error, request)
@@ -152,7 +157,7 @@ class Predictor:
         signature = self._find(request.method, MethodKind.SERVER_STREAM)
         async with self._admitted(request):
             bound = await self._bind(signature, arguments)
-            async with aclosing(self._items(signature, bound)) as items:
+            async with aclosing(self._items(request, signature, bound)) as items:
                 async for item in items:
                     yield item
 
@@ -165,14 +170,14 @@ class Predictor:
         async with self._admitted(request):
             bound = await self._bind(signature, arguments)
             checked = (signature.check_item(item) async for item in incoming)
-            async with aclosing(self._items(signature, bound, checked)) as items:
+            async with aclosing(self._items(request, signature, bound, checked)) as items:
                 async for item in items:
                     yield item
 
     def _find(self, name: str, kind: MethodKind) -> Signature:
         if self.state is not State.READY:
             cure = "wait until the server is ready" if self.state is State.LOADING else ""
-            raise UnavailableError(f"the model is {self.state}", cure=cure, retry_after_s=1.0)
+            raise UnavailableError(f"the model is {self.state}", cure=cure, retry_after_s=1.0, executed=False)
         signature = self.signatures.get(name)
         if signature is None:
             raise MethodNotFoundError(name, list(self.signatures))
@@ -205,27 +210,40 @@ class Predictor:
         return await asyncio.get_running_loop().run_in_executor(self._threads, signature.bind, arguments)
 
     def _items(
-        self, signature: Signature, bound: dict[str, Any], incoming: AsyncIterator[Any] | None = None
+        self,
+        request: Request,
+        signature: Signature,
+        bound: dict[str, Any],
+        incoming: AsyncIterator[Any] | None = None,
     ) -> AsyncGenerator[Any, None]:
-        function = getattr(self.model, signature.name)
+        """Yield the method's items; `request.progress` is the usage that belongs to the one just yielded."""
+        function = functools.partial(getattr(self.model, signature.name), **bound)
         if signature.is_async:
-            return _iterate_on_loop(functools.partial(function, **bound, **_stream(signature, incoming)))
-        return self._iterate_in_thread(signature, functools.partial(function, **bound), incoming)
+            return _iterate_on_loop(request, functools.partial(function, **_stream(signature, incoming)))
+        return self._iterate_in_thread(request, signature, function, incoming)
 
     async def _iterate_in_thread(
-        self, signature: Signature, start: Callable[..., Any], incoming: AsyncIterator[Any] | None
+        self,
+        request: Request,
+        signature: Signature,
+        start: Callable[..., Any],
+        incoming: AsyncIterator[Any] | None,
     ) -> AsyncGenerator[Any, None]:
         loop = asyncio.get_running_loop()
-        stream = ThreadStream(loop)
+        stream = ThreadStream(loop, request.usage.totals)
         source = LoopIterator(incoming, loop) if incoming is not None else None
         thread = self._submit(
             functools.partial(stream.run, functools.partial(start, **_stream(signature, source)))
         )
         try:
             async with aclosing(aiter(stream)) as items:
-                async for item in items:
+                async for item, totals in items:
+                    request.progress = totals
                     yield item
         finally:
+            request.cancelled = (
+                True  # before the wait: the author's code may be looking at it between two yields
+            )
             stream.cancel()
             if source is not None:
                 source.cancel()
@@ -234,7 +252,7 @@ class Predictor:
 
     def _submit(self, function: Callable[[], T]) -> "Future[T]":
         """Run in a thread, in a copy of this task's context."""
-        future = self._threads.submit(contextvars.copy_context().run, function)
+        future = self._threads.submit(contextvars.copy_context().run, _carry_stop_iteration, function)
         self._running_threads.add(future)
         future.add_done_callback(self._running_threads.discard)
         return future
@@ -252,13 +270,22 @@ def _stream(signature: Signature, iterator: Any) -> dict[str, Any]:
     return {signature.streamed: iterator} if signature.streamed else {}
 
 
-async def _iterate_on_loop(start: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+def _carry_stop_iteration(function: Callable[[], T]) -> T:
+    """Call; a StopIteration that escapes (`next` without a default) cannot travel through a future, which would hang."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("StopIteration escaped; give next() a default") from error
+
+
+async def _iterate_on_loop(request: Request, start: Callable[[], Any]) -> AsyncGenerator[Any, None]:
     """Iterate what an async method gives: an async generator, or a coroutine that returns an async iterator."""
     items = start()
     if inspect.iscoroutine(items):
         items = await items
     try:
         async for item in items:
+            request.progress = request.usage.totals()
             yield item
     finally:
         close = getattr(items, "aclose", None)

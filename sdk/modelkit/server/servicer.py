@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -11,15 +11,15 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from modelkit import codec
-from modelkit.errors import CallError, InternalError, InvalidArgumentError, Violation
+from modelkit.errors import CallError, InternalError, InvalidArgumentError, OverloadedError, Violation
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
-from modelkit.model import Request, Usage
+from modelkit.model import Request, TypeKind, TypeSpec, Usage, describe_type
 from modelkit.server.description import describe_signature
 from modelkit.server.logs import new_request_id
-from modelkit.server.predictor import Predictor, State
+from modelkit.server.predictor import Predictor
 from modelkit.server.status import status_code, status_message, status_trailer
-from modelkit.server.writer import StreamWriter
+from modelkit.server.writer import StreamWriter, Totals
 
 __all__ = ["Servicer", "add_to_server"]
 
@@ -47,12 +47,16 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         self._identity = identity
         methods = [describe_signature(signature) for signature in predictor.signatures.values()]
         self._identity.methods.extend(methods)
+        self._results = {
+            name: _ResultKinds(signature.result) for name, signature in predictor.signatures.items()
+        }
+        self._num_opening = 0
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: ARG002, N802
         """Say what the model is."""
         response = pb.DescribeResponse()
         response.CopyFrom(self._identity)
-        response.ready = self._predictor.state is State.READY
+        response.state = pb.ModelState.Value(f"MODEL_STATE_{self._predictor.state.name}")  # type: ignore[assignment]
         return response
 
     async def Predict(self, request: pb.PredictRequest | None, context: Context) -> pb.PredictResponse:  # noqa: N802
@@ -64,7 +68,10 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         try:
             result = await self._predictor.predict(call, _arguments(request.arguments))
             response = pb.PredictResponse(
-                result=_result(call.method, result), usage=_usage(call.usage), request_id=call.id
+                result=self._encode(call.method, result),
+                usage=_usage(call.usage),
+                request_id=call.id,
+                finish_reason=call.finish_reason,
             )
             if call.response_metadata:
                 response.metadata.update(_strings(call.response_metadata))
@@ -91,7 +98,7 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.StreamRequest | None], context: Context
     ) -> None:
         """Call a bidirectional method."""
-        first: pb.StreamRequest | None = await anext(aiter(request_iterator), _NO_REQUEST)
+        first = await self._opening(request_iterator, context)
         if first is None:
             await _refuse_malformed(context)
         opening = first.start
@@ -104,6 +111,46 @@ class Servicer(pb_grpc.InferenceServiceServicer):
             return self._predictor.stream(call, _arguments(opening.arguments), incoming)
 
         await self._run_stream(call, context, start, pb.StreamResponse)
+
+    def _encode(self, method: str, value: Any) -> pb.Value:
+        """Encode a result, or one item of it. Raises InternalError where it is not what the annotation promises."""
+        promised = self._results[method]
+        if promised.widens and type(value) is int:
+            value = float(value)
+        try:
+            encoded = _encode_result(value)
+        except InternalError as error:
+            reason = f"the result of '{method}' cannot be sent: {error.message}"
+            raise InternalError(reason, cure="return a value of the annotated type") from None
+        kind = encoded.WhichOneof("kind")
+        if promised.allowed and kind not in promised.allowed:
+            raise InternalError(
+                f"'{method}' promises {promised.shown} and gave {type(value).__name__}",
+                cure="return what the annotation says, or correct the annotation",
+            )
+        return encoded
+
+    async def _opening(
+        self, request_iterator: AsyncIterator[pb.StreamRequest | None], context: Context
+    ) -> pb.StreamRequest | None:
+        """Return the first message; a caller that sends none in time is refused, and so is one too many of them."""
+        gate = self._predictor.gate
+        started = time.perf_counter()
+        error: CallError
+        if self._num_opening >= gate.max_concurrency + gate.max_queue:
+            error = OverloadedError("too many calls of Stream have not said what they call", executed=False)
+            await _abort(context, _begin("", None, context), error, started)
+        self._num_opening += 1
+        try:
+            async with asyncio.timeout(_OPENING_TIMEOUT_S):
+                return await anext(aiter(request_iterator), _NO_REQUEST)
+        except TimeoutError:
+            error = InvalidArgumentError(
+                f"no first message came within {_OPENING_TIMEOUT_S:g} s", executed=False
+            )
+            await _abort(context, _begin("", None, context), error, started)
+        finally:
+            self._num_opening -= 1
 
     async def _run_stream(
         self,
@@ -119,7 +166,7 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         try:
             async with aclosing(start()) as items:
                 async for item in items:
-                    await writer.put(_result(call.method, item))
+                    await writer.put(self._encode(call.method, item), call.progress)
             await sender.send_last(await writer.flush())
         except asyncio.CancelledError:
             await writer.abort()
@@ -132,6 +179,10 @@ class Servicer(pb_grpc.InferenceServiceServicer):
 
 
 _NO_REQUEST: Final = pb.StreamRequest()
+# How long a caller may take to say what it calls: until then the call is not counted at the gate.
+_OPENING_TIMEOUT_S: Final = 10.0
+# How long a half-closed stream without an `end` is given to turn out to be a cancelled one.
+_CANCELLATION_GRACE_S: Final = 0.05
 
 
 def add_to_server(servicer: Servicer, server: grpc.aio.Server) -> None:
@@ -232,7 +283,7 @@ async def _deliver_before_error(writer: StreamWriter, sender: "_Sender") -> None
     try:
         items = await writer.flush()
         if items:
-            await sender.send(items)
+            await sender.send(items, sender.totals())
     except Exception:  # noqa: BLE001 - writing is what failed, or the caller has gone
         _log.debug("items before an error were not delivered", exc_info=True)
 
@@ -247,22 +298,25 @@ class _Sender:
         self._sent_usage = (0, 0, 0)
         self._first = True
 
-    def send(self, items: list[pb.Value]) -> Awaitable[None]:
+    def totals(self) -> Totals:
+        """Return the usage as it is now."""
+        return self._call.usage.totals()
+
+    def send(self, items: list[pb.Value], totals: Totals) -> Awaitable[None]:
         """Send one message with these items."""
-        return self._write(self._build(items))
+        return self._write(self._build(items, totals))
 
     async def send_last(self, items: list[pb.Value]) -> None:
         """Send what is left with the model's metadata; nothing where there is nothing to say."""
-        message = self._build(items)
+        message = self._build(items, self.totals())
+        message.finish_reason = self._call.finish_reason
         if self._call.response_metadata:
             message.metadata.update(_strings(self._call.response_metadata))
         if message.ByteSize():
             await self._write(message)
 
-    def _build(self, items: list[pb.Value]) -> pb.GenerateResponse | pb.StreamResponse:
+    def _build(self, items: list[pb.Value], totals: Totals) -> pb.GenerateResponse | pb.StreamResponse:
         message = self._message(items=items)
-        usage = self._call.usage
-        totals = (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
         if totals != self._sent_usage:
             self._sent_usage = totals
             message.usage.prompt_tokens, message.usage.output_tokens, message.usage.cached_tokens = totals
@@ -278,6 +332,8 @@ async def _incoming(
     """Yield the caller's items one by one; several may have come in one message."""
     for value in first.items:
         yield _item(call, value)
+    if first.end:
+        return
     async for message in rest:
         if message is None:
             raise _malformed()
@@ -285,6 +341,10 @@ async def _incoming(
             raise InvalidArgumentError("only the first message of a Stream call may have 'start'")
         for value in message.items:
             yield _item(call, value)
+        if message.end:
+            return
+    # A plain client's end; or the caller has gone, which gRPC tells a moment after it has ended the messages.
+    await asyncio.sleep(_CANCELLATION_GRACE_S)
 
 
 # -------------------------------------------------------------------------------------------------------------- values
@@ -305,7 +365,43 @@ def _item(call: Request, value: pb.Value) -> Any:
         raise InvalidArgumentError(f"bad item in the stream of '{call.method}': {error}") from error
 
 
-def _result(method: str, value: Any) -> pb.Value:
+class _ResultKinds:
+    """Which kinds of Value a method's annotation allows; what is inside of lists and objects is the author's word."""
+
+    def __init__(self, spec: TypeSpec) -> None:
+        self.shown = describe_type(spec)
+        self.allowed = _kinds(spec)
+        self.widens = self.allowed == {"float_value"}
+
+
+_KINDS: Final[Mapping[TypeKind, frozenset[str]]] = {
+    TypeKind.NULL: frozenset({"null_value"}),
+    TypeKind.BOOL: frozenset({"bool_value"}),
+    TypeKind.INT: frozenset({"int_value"}),
+    TypeKind.FLOAT: frozenset({"float_value"}),
+    TypeKind.STRING: frozenset({"string_value"}),
+    TypeKind.BYTES: frozenset({"bytes_value"}),
+    TypeKind.LIST: frozenset({"list_value"}),
+    TypeKind.TUPLE: frozenset({"list_value"}),
+    TypeKind.MAP: frozenset({"map_value"}),
+    TypeKind.OBJECT: frozenset({"map_value"}),
+    TypeKind.TENSOR: frozenset({"tensor_value"}),
+    TypeKind.IMAGE: frozenset({"image_value"}),
+    TypeKind.AUDIO: frozenset({"audio_value"}),
+    TypeKind.VIDEO: frozenset({"video_value"}),
+    TypeKind.TEXT: frozenset({"text_value", "string_value"}),
+}
+
+
+def _kinds(spec: TypeSpec) -> frozenset[str]:
+    """Return the allowed kinds, empty where any is."""
+    if spec.kind is TypeKind.UNION:
+        members = [_kinds(member) for member in spec.args]
+        return frozenset().union(*members) if all(members) else frozenset()
+    return _KINDS.get(spec.kind, frozenset())
+
+
+def _encode_result(value: Any) -> pb.Value:
     try:
         return codec.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
@@ -314,9 +410,7 @@ def _result(method: str, value: Any) -> pb.Value:
             if not isinstance(error, RecursionError)
             else "it is nested too deeply, or contains itself"
         )
-        raise InternalError(
-            f"the result of '{method}' cannot be sent: {reason}", cure="return a value of the annotated type"
-        ) from None
+        raise InternalError(reason) from None
 
 
 def _usage(usage: Usage) -> pb.Usage | None:

@@ -55,6 +55,8 @@ def _cut(text: str, max_bytes: int) -> str:
 
 def _details(error: CallError, request_id: str) -> list[Message]:
     info = error_details_pb2.ErrorInfo(reason=_reason(error), domain="modelkit")
+    if not error.executed:
+        info.metadata["executed"] = "false"
     if error.cure:
         info.metadata["cure"] = _cut(error.cure, _MAX_CURE_BYTES)
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]

@@ -22,14 +22,16 @@ _UNKNOWN_SIZE_BYTES = 16 * 1024
 class ThreadStream:
     """Hands the items of a synchronous generator, which runs in a thread, to the event loop.
 
-    The thread waits while `_MAX_AHEAD` items, or about `_MAX_AHEAD_BYTES`, are unread. After `cancel()` the generator is closed at its next yield,
-    in its own thread, so its `finally` blocks run there.
+    The thread waits while `_MAX_AHEAD` items, or about `_MAX_AHEAD_BYTES`, are unread. After `cancel()` the generator
+    is closed at its next yield, in its own thread, so its `finally` blocks run there. With each item comes what `mark`
+    returned in the thread when it was yielded.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, mark: Callable[[], Any]) -> None:
         self._loop = loop
+        self._mark = mark
         self._changed = threading.Condition()
-        self._items: deque[Any] = deque()
+        self._items: deque[tuple[Any, Any]] = deque()
         self._num_bytes = 0
         self._error: BaseException | None = None
         self._finished = False
@@ -61,7 +63,7 @@ class ThreadStream:
             self._cancelled = True
             self._changed.notify_all()
 
-    async def __aiter__(self) -> AsyncGenerator[Any, None]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[Any, Any], None]:
         while True:
             batch, waiting = self._take()
             if waiting is not None:
@@ -81,7 +83,7 @@ class ThreadStream:
                 self._changed.wait()
             if self._cancelled:
                 return False
-            self._items.append(item)
+            self._items.append((item, self._mark()))
             self._num_bytes += _size(item)
             self._wake_reader()
             return True
@@ -89,7 +91,7 @@ class ThreadStream:
     def _is_full(self) -> bool:
         return len(self._items) >= _MAX_AHEAD or self._num_bytes >= _MAX_AHEAD_BYTES
 
-    def _take(self) -> tuple[deque[Any], "asyncio.Future[None] | None"]:
+    def _take(self) -> tuple[deque[tuple[Any, Any]], "asyncio.Future[None] | None"]:
         """Return all items there are; where there are none yet, a future that ends when there may be."""
         with self._changed:
             batch, self._items, self._num_bytes = self._items, deque(), 0

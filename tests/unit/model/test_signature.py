@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
 from typing import Annotated
 
@@ -265,3 +267,32 @@ def test_a_method_that_is_no_plain_function(wrap):
         read_signature(Odd, "run")
     with pytest.raises(TypeError, match="put it on the inside"):
         method(wrap(Base.run))
+
+
+@dataclasses.dataclass
+class Tags:
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+class FreshDefaults(Model):
+    @method
+    def made(self, key: str = pydantic.Field(default_factory=lambda: uuid.uuid4().hex)) -> str:
+        return key
+
+    @method
+    def shared(self, tags: Tags = Tags(["a"]), rows: tuple[list[int], ...] = ([1],)) -> int:  # noqa: B008
+        return len(tags.names)
+
+
+def test_a_default_factory_makes_a_default_for_each_call():
+    signature = read_signature(FreshDefaults, "made")
+    assert signature.bind({})["key"] != signature.bind({})["key"]
+    assert signature.bind({"key": "mine"}) == {"key": "mine"}
+
+
+def test_a_default_that_can_change_is_not_shared_between_calls():
+    signature = read_signature(FreshDefaults, "shared")
+    first = signature.bind({})
+    first["tags"].names.append("b")
+    first["rows"][0].append(2)
+    assert signature.bind({}) == {"tags": Tags(["a"]), "rows": ([1],)}

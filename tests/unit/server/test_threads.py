@@ -21,11 +21,16 @@ async def test_items_arrive_in_order_and_errors_after_them():
         yield from range(300)
         raise ValueError("end")
 
-    stream = ThreadStream(asyncio.get_running_loop())
+    stream = ThreadStream(asyncio.get_running_loop(), lambda: None)
     thread = in_thread(stream.run, start)
     items = []
+
+    async def read_all():
+        async for item, _ in stream:
+            items.append(item)
+
     with pytest.raises(ValueError, match="end"):
-        items.extend([items.append(item) async for item in stream])
+        await read_all()
     assert items == list(range(300))
     thread.join()
 
@@ -42,7 +47,7 @@ async def test_a_generator_waits_for_its_reader_and_ends_when_the_reader_goes(it
         finally:
             ended.set()
 
-    stream = ThreadStream(asyncio.get_running_loop())
+    stream = ThreadStream(asyncio.get_running_loop(), lambda: None)
     thread = in_thread(stream.run, start)
     await asyncio.sleep(0.1)
     assert len(produced) <= (65 if item == 1 else 17)
@@ -96,3 +101,19 @@ async def test_a_cancelled_source_ends_the_wait_of_its_thread(when):
     iterator.cancel()
     with pytest.raises(CancelledCallError):
         await asyncio.wait_for(reading, 5)
+
+
+async def test_each_item_comes_with_the_mark_of_its_own_moment():
+    counted = 0
+
+    def start():
+        nonlocal counted
+        for _ in range(100):
+            counted += 1
+            yield counted
+
+    stream = ThreadStream(asyncio.get_running_loop(), lambda: counted)
+    thread = in_thread(stream.run, start)
+    await asyncio.sleep(0.05)  # the generator runs ahead
+    assert [(item, mark) async for item, mark in stream] == [(n, n) for n in range(1, 101)]
+    thread.join()
