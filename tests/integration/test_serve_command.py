@@ -50,7 +50,7 @@ class Greeter(Model):
             yield number
             time.sleep(0.01)
 """
-NO_DEFAULT_INIT = """
+NEEDY_INIT = """
 from modelkit import Model, method
 
 
@@ -60,6 +60,7 @@ class A(Model):
     @method
     def f(self) -> int: ...
 """
+FAILING_INIT = NEEDY_INIT.replace("self, x): ...", 'self): raise ValueError("no")')
 START_S = 30.0
 
 
@@ -253,7 +254,8 @@ def test_a_load_that_fails_says_why_and_frees_the_port(folder):
     [
         ("class Greeter(:\n", 2, "broken Python"),
         ("from modelkit import Model, method\nclass A(Model):\n    @method\n    def f(self, x): ...\n", 2, "has no type"),
-        (NO_DEFAULT_INIT, 1, "making a A raised TypeError"),
+        (NEEDY_INIT, 2, "model.py:6:24"),
+        (FAILING_INIT, 1, "making a A raised ValueError: no"),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_made_is_explained(folder, text, code, words):

@@ -10,12 +10,20 @@ from modelkit.config import Config
 from modelkit.model.fields import REQUIRED, FieldSpec
 from modelkit.model.request import Request, current_request
 
-__all__ = ["Model", "ModelContext", "method"]
+__all__ = ["MarkError", "Model", "ModelContext", "method"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Marks a function as a method; the value keeps the FieldSpecs that stood in place of its defaults, by argument.
 METHOD_ATTRIBUTE = "__modelkit_method__"
+
+
+class MarkError(TypeError):
+    """`@method` stands over something that it cannot mark."""
+
+    def __init__(self, message: str, cure: str) -> None:
+        super().__init__(message)
+        self.cure = cure
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +122,14 @@ def _mark(function: F) -> F:
     cost time on each call and hide whether the function is a coroutine or a generator.
     """
     if not inspect.isfunction(function):
-        raise TypeError(
-            f"@method marks a plain function, not a {type(function).__name__}; put it on the inside"
+        kind = "class" if inspect.isclass(function) else type(function).__name__
+        wrapped = isinstance(function, (staticmethod, classmethod, property))
+        cure = (
+            f"remove @{kind}: a method takes self"
+            if wrapped
+            else "write @method alone above a 'def' in the class"
         )
+        raise MarkError(f"@method marks a plain function, not a {kind}", cure)
     specs: dict[str, Any] = {}
     layer: Any = function
     while inspect.isfunction(layer):

@@ -2,19 +2,26 @@
 
 import importlib.util
 import inspect
+import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import Any
 
 from modelkit.errors import ConfigError, Problem
-from modelkit.model.base import Model
+from modelkit.model.base import METHOD_ATTRIBUTE, MarkError, Model
 from modelkit.model.signature import Signature, SignatureError, method_names, read_signature
 from modelkit.model.source import SourceFile
 
 __all__ = ["check_model", "find_model_file", "import_checked_class", "import_model_class", "read_signatures"]
 
+# What the server calls without arguments.
+_CALLED_BARE = ("__init__", "load", "close")
 _RESERVED = {"load", "close", "config", "context", "model_dir", "checkpoint_dir", "request", "report_usage"}
 
 
@@ -52,10 +59,37 @@ def import_checked_class(model_dir: Path) -> type[Model]:
     """As `import_model_class`; ConfigError also has every problem of the methods' signatures."""
     source = _read(model_dir)
     model_class = _find_class(source, _import(source))
-    problems = _check_methods(source, model_class)
+    problems = _check_bare_calls(source, model_class) + _check_methods(source, model_class)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0)))
     return model_class
+
+
+def _check_bare_calls(source: SourceFile, model_class: type[Model]) -> list[Problem]:
+    """Report arguments that nobody would give: `load` and its like are called with nothing but self."""
+    problems = []
+    for name in _CALLED_BARE:
+        function = inspect.getattr_static(model_class, name)
+        if not inspect.isfunction(function) or hasattr(function, METHOD_ATTRIBUTE):
+            continue
+        needed = _needed_beyond_self(function)
+        if needed:
+            message = f"'{name}' takes '{needed}', and the server calls it with nothing but self"
+            cure = f"write def {name}(self); what depends on the folder is in self.config and self.model_dir in load"
+            place = source.find_part(model_class.__name__, function, needed)
+            problems.append(source.problem(message, cure, place))
+    return problems
+
+
+def _needed_beyond_self(function: Any) -> str:
+    """Return the first argument after self that has no default, "" where there is none."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in variable
+    ]
+    return needed[1] if len(needed) > 1 else ""
 
 
 def _check_methods(source: SourceFile, model_class: type[Model]) -> list[Problem]:
@@ -110,15 +144,38 @@ def _import(source: SourceFile) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     sys.modules[name] = module  # pydantic and pickle look classes up by their module's name
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        sys.modules.pop(name, None)
-        raise ConfigError([_syntax_problem(source, error)]) from error
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)
-        raise ConfigError([_import_problem(source, error)]) from error
+    with _noting_interrupts() as interrupts:
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:  # author's code may raise anything
+            sys.modules.pop(name, None)
+            if interrupts:
+                raise
+            if isinstance(error, SyntaxError):
+                raise ConfigError([_syntax_problem(source, error)]) from error
+            raise ConfigError([_import_problem(source, error)]) from error
     return module
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Yield a list that a Ctrl-C fills: a KeyboardInterrupt that the file itself raises does not."""
+    pressed: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _syntax_problem(source: SourceFile, error: SyntaxError) -> Problem:
@@ -136,13 +193,30 @@ def _import_problem(source: SourceFile, error: BaseException) -> Problem:
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").partition(".")[0]
         message = f"model.py needs '{missing}', which is not installed"
-        cure = f"pip install -r requirements.txt, or import '{missing}' inside load, where it is used"
+        cure = f"{_installation(source)}, or import '{missing}' inside load, where it is used"
     elif isinstance(error, SystemExit):
         message, cure = "model.py ends the process when it is imported", "remove the call to exit"
+    elif isinstance(error, MarkError):
+        message, cure = str(error), error.cure
+    elif isinstance(error, TypeError) and str(error).startswith("method() "):
+        message = f"@method is misused: {error}"
+        cure = "write @method alone above the function: it takes no options"
+    elif isinstance(error, KeyboardInterrupt):
+        message, cure = "model.py raises KeyboardInterrupt when it is imported", "remove the raise"
     else:
         message = f"importing model.py raised {type(error).__name__}: {error}"
         cure = "keep work that can fail inside load"
     return source.problem_at(message, cure, line)
+
+
+def _installation(source: SourceFile) -> str:
+    """Say how to install what model.py needs: from requirements.txt where the folder has one."""
+    folder = source.path.parent
+    folders = (folder, folder.parent) if folder.name == "1" else (folder,)
+    for file in (candidate / "requirements.txt" for candidate in folders):
+        if file.is_file():
+            return f"pip install -r {shlex.quote(str(file))}"
+    return f"install it and name it in {folders[-1] / 'requirements.txt'}"
 
 
 def _line_in(source: SourceFile, error: BaseException) -> int:

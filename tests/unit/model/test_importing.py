@@ -1,5 +1,6 @@
 """Importing a model.py: each thing that can be wrong is a Problem with its place and cure, never a traceback."""
 
+import signal
 import sys
 
 import pytest
@@ -81,6 +82,73 @@ def test_all_wrong_signatures_are_found_in_one_run(folder):
     assert [problem.line for problem in problems_of(folder, text)] == [4, 6]
 
 
+def test_wrong_signatures_are_listed_by_line(folder):
+    text = (
+        HEAD
+        + "class A(Model):\n    @method\n    def z(self, x) -> int: ...\n    @method\n    def a(self): ...\n"
+    )
+    assert [problem.line for problem in problems_of(folder, text)] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("definition", "part"),
+    [
+        ("def __init__(self, foo): ...", "foo"),
+        ("def load(self, x: int): ...", "x: int"),
+        ("async def load(self, *, x): ...", "x"),
+        ("def close(self, a=1, *, b): ...", "b"),
+    ],
+)
+def test_what_the_server_calls_takes_nothing_but_self(folder, definition, part):
+    problem = only_problem(folder, GOOD + f"    {definition}\n")
+    assert "nothing but self" in problem.message
+    assert (problem.line, pointed_at(problem)) == (5, part)
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "def __init__(self, foo=1): ...",
+        "def load(self, *args, **kwargs): ...",
+        "async def close(self): ...",
+        "@staticmethod\n    def load(): ...",
+    ],
+)
+def test_arguments_that_need_not_be_given_are_left_alone(folder, definition):
+    assert problems_of(folder, GOOD + f"    {definition}\n") == []
+
+
+def test_a_made_constructor_is_pointed_at_the_class(folder):
+    text = HEAD + (
+        "import dataclasses\n@dataclasses.dataclass\nclass A(Model):\n    size: int\n"
+        "    @method\n    def f(self) -> int: ...\n"
+    )
+    problem = only_problem(folder, text)
+    assert "'__init__' takes 'size'" in problem.message
+    assert (problem.line, pointed_at(problem)) == (4, "A")
+
+
+def test_a_ctrl_c_during_the_import_is_no_problem_of_the_file(folder):
+    (folder / "model.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        check_model(folder)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("subfolder", ["", "1"])
+def test_a_missing_library_is_installed_from_the_folders_own_list(folder, subfolder):
+    place = folder / "my model" / subfolder
+    place.mkdir(parents=True)
+    (place / "model.py").write_text("import surely_not_installed\n")
+    (problem,) = check_model(folder / "my model")
+    requirements = folder / "my model" / "requirements.txt"
+    assert problem.cure.startswith(f"install it and name it in {requirements}, or import")
+    requirements.write_text("surely-not-installed\n")
+    (problem,) = check_model(folder / "my model")
+    assert problem.cure.startswith(f"pip install -r '{requirements}', or import")
+
+
 def test_a_module_in_place_of_its_class(folder):
     text = "from __future__ import annotations\nfrom PIL import Image\n" + method_of(
         "def run(self, a: Image) -> int"
@@ -130,13 +198,28 @@ def test_a_method_inherited_from_a_neighbour_is_pointed_at_the_class(folder):
             "import surely_not_installed.sub\n",
             1,
             "needs 'surely_not_installed'",
-            "pip install -r requirements.txt",
+            "install it and name it in ",
         ),
         ("x = 1\n1 / 0\n", 2, "raised ZeroDivisionError", "inside load"),
         ("import sys\nsys.exit(0)\n", 2, "ends the process", "remove"),
         ("raise KeyError\n", 1, "raised KeyError", "inside load"),
         (HEAD + "class A(Model):\n    x: Undefined\n    def f(self, a: Nope): ...\n", 3, "NameError", "load"),
         ("x = 1\0\n", 1, "null byte", ""),
+        ("x = 1\nraise KeyboardInterrupt\n", 2, "raises KeyboardInterrupt", "remove the raise"),
+        ("import asyncio\nraise asyncio.CancelledError\n", 2, "raised CancelledError", "inside load"),
+        (HEAD + "@method\nclass A(Model): ...\n", 2, "not a class", "above a 'def'"),
+        (
+            HEAD + "class A(Model):\n    @method\n    @property\n    def f(self) -> int: ...\n",
+            3,
+            "@method marks a plain function, not a property",
+            "remove @property",
+        ),
+        (
+            HEAD + "class A(Model):\n    @method(name='g')\n    def f(self) -> int: ...\n",
+            3,
+            "@method is misused",
+            "takes no options",
+        ),
     ],
 )
 def test_a_file_that_is_no_model(folder, text, line, words, cure):

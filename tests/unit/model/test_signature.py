@@ -265,7 +265,7 @@ def test_a_method_that_is_no_plain_function(wrap):
 
     with pytest.raises(SignatureError, match=f"method 'run' is a {wrap.__name__}, not a plain function"):
         read_signature(Odd, "run")
-    with pytest.raises(TypeError, match="put it on the inside"):
+    with pytest.raises(TypeError, match=f"marks a plain function, not a {wrap.__name__}"):
         method(wrap(Base.run))
 
 
