@@ -54,6 +54,8 @@ _START_A_SERVER = (
     "start a server with `modelkit serve PATH --local`, or name another with --address or MODELKIT_ADDRESS"
 )
 
+_LOST = "see whether the server is still up; the call may have run, so repeat it only where that does no harm"
+
 # What gRPC says of a connection (its own words; the first that matches counts), what that means, and the cure.
 _CONNECTION_FAULTS: Final = (
     ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
@@ -65,9 +67,19 @@ _CONNECTION_FAULTS: Final = (
     ("errors resolving", "cannot find the host of {address}", "check the address"),
     ("onnection refused", "cannot connect to {address}: no server listens there", _START_A_SERVER),
     ("ailed to connect", "cannot connect to {address}", _START_A_SERVER),
-    ("Socket closed", "the connection to {address} was lost", "see whether the server is still up"),
-    ("reset by peer", "the connection to {address} was lost", "see whether the server is still up"),
+    ("Socket closed", "the connection to {address} was lost", _LOST),
+    ("reset by peer", "the connection to {address} was lost", _LOST),
+    ("Cancelling all calls", "{address} ended before it had answered", _LOST),
 )  # fmt: skip
+
+# What gRPC's account begins with where no connection came up, so that the call never left. Any other is taken for one
+# that may have run, which is the harmless mistake.
+_NEVER_SENT: Final = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "DNS resolution failed",
+    "errors resolving",
+)
 
 
 def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: str) -> CallError:
@@ -78,6 +90,7 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
     facts.setdefault("request_id", request_id)
     cure = facts.pop("cure", "")
     if code is grpc.StatusCode.UNAVAILABLE and not from_server:
+        facts["executed"] = not message.startswith(_NEVER_SENT)
         message, cure = _explain_connection(message, cure, address)
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline.timeout_s is not None:
         message = f"no answer from {address} within {deadline.timeout_s:g} s"
@@ -137,4 +150,5 @@ def _parse_details(value: bytes) -> dict[str, Any]:
             info = error_details_pb2.ErrorInfo.FromString(detail.value)
             if info.domain == "modelkit":
                 facts |= {"reason": info.reason, "cure": info.metadata.get("cure", "")}
+                facts["executed"] = info.metadata.get("executed") != "false"
     return facts
