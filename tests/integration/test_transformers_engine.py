@@ -179,6 +179,30 @@ async def test_restrictions_that_leave_one_token_are_greedy(engine):
         assert text == "The capital of France is Paris."
 
 
+@pytest.mark.parametrize("temperature", [2.1e-38, 5e-324, 9e-5, 1.1e-4])
+async def test_a_temperature_next_to_nothing_is_greedy_and_fails_nobody(engine, temperature):
+    results = await asyncio.gather(
+        *(ask(engine, FRANCE) for _ in range(3)), ask(engine, FRANCE, temperature=temperature, seed=1)
+    )
+    assert {text for text, _, _ in results} == {"The capital of France is Paris."}
+
+
+async def test_scores_that_are_no_numbers_fail_their_own_request(engine):
+    """Divided by so small a penalty, the scores are infinite; neighbours that are greedy and that sample go on."""
+    sampled = {"temperature": 1.2, "seed": 5, "max_tokens": 30}
+    expected = [await ask(engine, FRANCE), await ask(engine, STORY, **sampled)]
+    for options in ({}, {"temperature": 1.0}, {"temperature": 1.2, "seed": 6}):
+        *results, bad = await asyncio.gather(
+            ask(engine, FRANCE),
+            ask(engine, STORY, **sampled),
+            ask(engine, FRANCE, repetition_penalty=1e-45, **options),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, InvalidArgumentError)
+        assert "repetition_penalty" in bad.cure
+        assert [result[:2] for result in results] == [result[:2] for result in expected]
+
+
 async def test_a_penalty_changes_what_repeats_and_nobody_elses_answer(engine):
     count = [{"role": "user", "content": "Count to fifty."}]
     plain, penalized, beside = await asyncio.gather(
@@ -213,6 +237,38 @@ def test_penalties_and_min_tokens_change_the_scores_as_documented(row, expected)
 
     sampler = RowSampler(row, [3], torch.device("cpu"))
     assert sampler.process(torch.tensor([[4.0, 3.0, 2.0, 1.0]])).tolist() == [expected]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.7, "seed": 1}]
+)
+@pytest.mark.parametrize("scores", [[NAN, 1.0, 2.0], [INF, 1.0, 2.0], [-INF, -INF, -INF], [NAN, INF, -INF]])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_without_numbers_fails_the_row_and_no_other(options, scores, dtype):
+    torch = pytest.importorskip("torch")
+    from modelkit.engines._sampling import RowSampler, sample
+
+    rows = [OneRow([0], **options), OneRow([0], temperature=0.0), OneRow([0], **options)]
+    samplers = [RowSampler(row, [], torch.device("cpu")) for row in rows]
+    good = [-INF, 3e4, -3e4]
+    bad, *others = sample(torch.tensor([scores, good, good], dtype=getattr(torch, dtype)), samplers)
+    assert isinstance(bad, EngineError)
+    assert others == [1, 1]
+
+
+def test_options_that_raise_fail_their_row_and_no_other():
+    torch = pytest.importorskip("torch")
+    from modelkit.engines._sampling import RowSampler, sample
+
+    # A token that the scores do not have, where it is counted; the others sample.
+    rows = [OneRow([0], temperature=0.0), OneRow([0], [7], presence_penalty=1.0), OneRow([0], seed=3)]
+    samplers = [RowSampler(row, [], torch.device("cpu")) for row in rows]
+    first, fault, last = sample(torch.tensor([[-INF, 1.0, -INF]] * 3), samplers)
+    assert (first, last) == (1, 1)
+    assert isinstance(fault, Exception)
 
 
 def test_draws_follow_the_probabilities():
@@ -360,21 +416,49 @@ async def test_a_caller_that_leaves_frees_its_row_and_the_cache(own_engine, how)
             await asyncio.sleep(0.001)
 
 
-async def test_a_failing_forward_fails_those_requests_only(own_engine):
-    model = own_engine._scheduler._batch._model
-    forward, calls = model.forward, []
+def break_forward(engine, is_bad):
+    """Let the model fail, after it has written to the cache, in steps with a row of which `is_bad` says so."""
+    batch = engine._scheduler._batch
+    forward = batch._model.forward
 
     def failing(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:
+        output = forward(*args, **kwargs)
+        if any(is_bad(row) for row in batch._rows[batch._forward.rows]):
             raise RuntimeError("injected")
-        return forward(*args, **kwargs)
+        return output
 
-    model.forward = failing
-    results = await asyncio.gather(*(ask(own_engine, STORY) for _ in range(3)), return_exceptions=True)
-    assert any(isinstance(result, EngineError) and "injected" in str(result) for result in results)
-    assert (await ask(own_engine, FRANCE))[0] == "The capital of France is Paris."
+    batch._model.forward = failing
+
+
+async def test_a_row_that_breaks_a_step_fails_and_its_neighbours_answer_exactly(own_engine):
+    sampled = {"temperature": 1.2, "seed": 5, "max_tokens": 80, "ignore_eos": True}
+    expected = [
+        await ask(own_engine, STORY),
+        await ask(own_engine, FRANCE),
+        await ask(own_engine, STORY, **sampled),
+    ]
+    break_forward(own_engine, lambda row: row.sampling.seed == 666 and len(row.output_ids) == 5)
+    results = await asyncio.gather(
+        ask(own_engine, STORY),
+        ask(own_engine, FRANCE),
+        ask(own_engine, STORY, seed=666),
+        ask(own_engine, STORY, **sampled),
+        return_exceptions=True,
+    )
+    assert isinstance(results.pop(2), EngineError)
+    assert [result[:2] for result in results] == [result[:2] for result in expected]
     assert own_engine.num_running == 0
+
+
+async def test_a_step_that_fails_once_costs_nobody_anything(own_engine):
+    expected = (await ask(own_engine, STORY))[:2]
+    broken = set()
+    break_forward(
+        own_engine, lambda row: len(row.output_ids) == 70 and not broken and broken.add(row) is None
+    )
+    results = await asyncio.gather(*(ask(own_engine, STORY) for _ in range(3)))
+    assert broken
+    assert [result[:2] for result in results] == [expected] * 3
 
 
 async def test_out_of_memory_ends_one_request_and_the_others_answer_exactly(own_engine, monkeypatch):

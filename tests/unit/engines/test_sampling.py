@@ -39,6 +39,9 @@ def test_other_defaults_of_the_checkpoint_hold_unless_the_request_says_otherwise
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"stop": ("a", "")}, "stop"),
+        ({"stop": ("a",) * 65}, "stop"),
+        ({"stop": ("a" * 1025,)}, "stop"),
+        ({"seed": 10**400}, "seed"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"seed": 2**63}, "seed"),
     ],
@@ -65,3 +68,10 @@ def test_a_broken_generation_config_is_a_load_error_that_names_the_file(tmp_path
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(LoadError, match=r"generation_config\.json"):
         read_generation_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "greedy"), [(0, True), (5e-324, True), (9.9e-5, True), (1e-4, False)]
+)
+def test_a_temperature_next_to_nothing_is_greedy(temperature, greedy):
+    assert SamplingParams(temperature=temperature).resolve({}).greedy is greedy

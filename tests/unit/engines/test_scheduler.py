@@ -1,6 +1,7 @@
 """The scheduler with a batch of plain Python: who runs, who waits, who ends, and with what."""
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -29,6 +30,11 @@ class CountingBatch:
         self.gate = threading.Event()
         self.gate.set()
         self.poison: int | None = None
+        self.poison_in_decode: int | None = None
+        self.mute: int | None = None
+        self.decodes_alone = 0
+        self.drop_fault: Exception | None = None
+        self.lost = False
         self.most_rows = 0
         self.closed = False
 
@@ -41,17 +47,32 @@ class CountingBatch:
         self.most_rows = max(self.most_rows, len(self.rows))
         return [self._token(row) for row in rows]
 
-    def decode(self):
+    def decode(self, *, one_by_one=False):
         self.gate.wait(5)
+        if one_by_one:
+            self.decodes_alone += 1
+            return [
+                RuntimeError("poisoned") if self._is_poisoned(row) else self._token(row) for row in self.rows
+            ]
         if self.faults and (fault := self.faults.pop(0)) is not None:
             raise fault
-        return [self._token(row) for row in self.rows]
+        if any(self._is_poisoned(row) for row in self.rows):
+            raise RuntimeError("somebody is poisoned")
+        return [
+            ValueError("no token") if row.prompt_ids[0] == self.mute else self._token(row)
+            for row in self.rows
+        ]
+
+    def _is_poisoned(self, row):
+        return row.prompt_ids[0] == self.poison_in_decode and len(row.output_ids) == 3
 
     def _token(self, row):
         number = len(row.output_ids) + 1
         return EOS if number > row.prompt_ids[0] else number
 
     def drop(self, rows):
+        if self.drop_fault is not None:
+            raise self.drop_fault
         self.rows = [row for row in self.rows if row not in rows]
 
     def close(self):
@@ -59,6 +80,9 @@ class CountingBatch:
 
     def is_out_of_memory(self, error):
         return isinstance(error, MemoryError)
+
+    def is_lost(self):
+        return self.lost
 
 
 def make_row(length, *, prompt_tokens=1, **sampling):
@@ -216,6 +240,45 @@ async def test_of_several_prompts_only_the_one_that_breaks_prefill_fails(schedul
     assert isinstance(results[1], EngineError)
 
 
+async def test_of_several_requests_only_the_one_that_breaks_a_step_fails(scheduler, batch):
+    batch.gate.clear()
+    batch.poison_in_decode = 7
+    rows = [make_row(5), make_row(7), make_row(6)]
+    for row in rows:
+        scheduler.submit(row)
+    batch.gate.set()
+    results = await asyncio.gather(*map(read, rows), return_exceptions=True)
+    assert [results[0], results[2]] == [
+        ("abcde", [1, 2, 3, 4, 5, EOS], "stop"),
+        ("abcdef", [1, 2, 3, 4, 5, 6, EOS], "stop"),
+    ]
+    assert isinstance(results[1], EngineError)
+    assert "RuntimeError: poisoned" in results[1].message
+    assert batch.decodes_alone == 1
+
+
+async def test_a_row_without_a_token_fails_alone(scheduler, batch):
+    batch.gate.clear()
+    batch.mute = 7
+    rows = [make_row(5), make_row(7), make_row(3)]
+    for row in rows:
+        scheduler.submit(row)
+    batch.gate.set()
+    results = await asyncio.gather(*map(read, rows), return_exceptions=True)
+    assert [results[0][0], results[2][0]] == ["abcde", "abc"]
+    assert isinstance(results[1], EngineError)
+    assert batch.decodes_alone == 0
+
+
+async def test_only_the_first_line_of_a_fault_is_told(scheduler, batch):
+    batch.faults = [RuntimeError("the reason\nadvice for developers")]
+    row = make_row(5)
+    scheduler.submit(row)
+    with pytest.raises(EngineError) as caught:
+        await read(row)
+    assert caught.value.message.endswith("RuntimeError: the reason")
+
+
 async def test_out_of_memory_ends_the_newest_request_only(scheduler, batch):
     batch.gate.clear()
     rows = [make_row(5), make_row(6)]
@@ -276,6 +339,116 @@ async def test_what_load_raises_start_raises(batch):
     with pytest.raises(LoadError, match="no weights"):
         await scheduler.start()
     await scheduler.close()
+
+
+async def test_after_a_failed_load_nothing_runs_and_nothing_is_taken():
+    scheduler = Scheduler(lambda: 1 / 0, max_num_seqs=1, max_batched_tokens=1, max_waiting=1)
+    with pytest.raises(UnavailableError, match="has not started"):
+        scheduler.submit(make_row(1))
+    with pytest.raises(ZeroDivisionError):
+        await scheduler.start()
+    assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
+    with pytest.raises(UnavailableError, match="could not be loaded"):
+        scheduler.submit(make_row(1))
+    await scheduler.close()
+
+
+async def test_a_start_that_is_given_up_ends_in_order_and_close_does_not_wait_for_it(batch):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load():
+        loading.set()
+        go_on.wait(30)
+        return batch
+
+    scheduler = Scheduler(load, max_num_seqs=1, max_batched_tokens=1, max_waiting=1)
+    start = asyncio.create_task(scheduler.start())
+    await until(loading.is_set)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert scheduler.num_running == 0
+    async with asyncio.timeout(1):
+        await scheduler.close()
+    assert scheduler.is_closing
+    go_on.set()
+    await until(lambda: batch.closed and not scheduler._thread.is_alive())
+    with pytest.raises(UnavailableError, match="closed"):
+        scheduler.submit(make_row(1))
+
+
+async def test_a_start_that_is_given_up_may_still_be_used(batch):
+    """Nothing but `close` ends an engine: who waited for it may have been only one of several."""
+    go_on = threading.Event()
+    scheduler = Scheduler(
+        lambda: (go_on.wait(30), batch)[1], max_num_seqs=1, max_batched_tokens=1, max_waiting=1
+    )
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(scheduler.start(), 0.01)
+    go_on.set()
+    await until(lambda: not scheduler._refusal)
+    row = make_row(2)
+    scheduler.submit(row)
+    assert (await read(row))[0] == "ab"
+    await scheduler.close()
+
+
+@pytest.mark.parametrize("fault", ["a lost device", "a fault of the batch"])
+async def test_where_the_thread_ends_everybody_is_told_and_nobody_taken(batch, fault):
+    reasons = []
+    scheduler = Scheduler(
+        lambda: batch, max_num_seqs=2, max_batched_tokens=16, max_waiting=8, on_down=reasons.append
+    )
+    await scheduler.start()
+    batch.gate.clear()
+    rows = [make_row(10**9), make_row(3), make_row(4), make_row(5)]
+    for row in rows:
+        scheduler.submit(row)
+    await until(lambda: scheduler.num_waiting < 4)
+    if fault == "a lost device":
+        batch.lost = True
+        batch.faults = [RuntimeError("CUDA error: unspecified launch failure")]
+    else:
+        batch.drop_fault = KeyError("CUDA error: unspecified launch failure")
+    batch.gate.set()
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*map(read, rows), return_exceptions=True)
+    answered = [result for result in results if not isinstance(result, Exception)]
+    assert len(answered) <= 1  # the one whose end the batch could not drop
+    assert all(isinstance(result, UnavailableError) for result in results if result not in answered)
+    assert len(reasons) == 1
+    assert "unspecified launch failure" in reasons[0]
+    await until(lambda: not scheduler._thread.is_alive())
+    with pytest.raises(UnavailableError, match="the engine is down"):
+        scheduler.submit(make_row(1))
+    assert scheduler.num_running == 0
+    assert batch.closed
+    await scheduler.close()
+    with pytest.raises(UnavailableError, match="the engine is down"):
+        scheduler.submit(make_row(1))
+
+
+async def test_a_request_that_comes_while_the_thread_dies_is_refused_or_told(batch):
+    """No moment in which a row is taken and never answered."""
+    for attempt in range(30):
+        dying = CountingBatch()
+        scheduler = Scheduler(
+            lambda dying=dying: dying, max_num_seqs=2, max_batched_tokens=16, max_waiting=10**6
+        )
+        await scheduler.start()
+        rows = [make_row(10**9)]
+        scheduler.submit(rows[0])
+        await asyncio.sleep(0.001 * (attempt % 3))
+        dying.lost, dying.faults = True, [RuntimeError("gone")]
+        with contextlib.suppress(UnavailableError):
+            while True:
+                row = make_row(3)
+                scheduler.submit(row)
+                rows.append(row)
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*map(read, rows), return_exceptions=True)
+        assert all(isinstance(result, UnavailableError | tuple) for result in results)
+        await scheduler.close()
 
 
 async def test_a_step_wakes_the_event_loop_once_for_all_requests(scheduler, batch, monkeypatch):
