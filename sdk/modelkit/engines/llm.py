@@ -94,6 +94,11 @@ class LLM(Model):
         if hasattr(self, "engine"):
             await self.engine.close()
 
+    @property
+    def unready_reason(self) -> str:
+        """Why the engine cannot answer at the moment."""
+        return self.engine.down_reason if hasattr(self, "engine") else ""
+
     @method
     async def predict(
         self,
@@ -233,7 +238,7 @@ class LLM(Model):
                     raise UnavailableError("the engine closed before the answer was complete")
                 if chunk.text:
                     yield chunk.text
-        call.response_metadata["finish_reason"] = before.finish_reason or ""
+        call.finish_reason = before.finish_reason or ""
 
     def _request(
         self, prompt: str, messages: Sequence[Message], system: str, sampling: SamplingParams

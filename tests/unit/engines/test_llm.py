@@ -53,7 +53,7 @@ def call():
 async def test_predict_answers_and_reports_usage(model, call):
     assert await model.predict("one two") == "one two"
     assert (call.usage.prompt_tokens, call.usage.output_tokens) == (2, 3)
-    assert call.response_metadata["finish_reason"] == "stop"
+    assert call.finish_reason == "stop"
 
 
 async def test_generate_streams_and_usage_grows_with_each_piece(model, call):
