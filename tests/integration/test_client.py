@@ -28,6 +28,7 @@ class Everything(Model):
 
     def __init__(self) -> None:
         self.closed = threading.Event()
+        self.num_failures = 0
 
     @method
     def predict(self, prompt: str, times: int = Field(1, ge=1, le=3)) -> str:
@@ -78,6 +79,7 @@ class Everything(Model):
 
     @method
     def fail(self, with_what: str) -> None:
+        self.num_failures += 1
         if with_what == "python":
             raise RuntimeError("a bug")
         raise getattr(errors, with_what)("on purpose", cure="do not")
@@ -194,6 +196,15 @@ def test_an_error_is_the_same_on_both_sides(client, name):
     assert raised.value.request_id
 
 
+@pytest.mark.parametrize(("retry", "num_runs"), [(RetryPolicy(initial_backoff_s=0.01), 1), (RetryPolicy(initial_backoff_s=0.01, idempotent=True), 4)])  # fmt: skip
+def test_what_a_model_calls_unavailable_is_its_own_doing(server, model, retry, num_runs):
+    before = model.num_failures
+    with Client(server.address, retry=retry) as client, pytest.raises(errors.UnavailableError) as raised:
+        client.predict(method="fail", with_what="UnavailableError")
+    assert model.num_failures == before + num_runs
+    assert raised.value.executed
+
+
 def test_a_bug_of_the_model_shows_nothing_of_its_code(client):
     with pytest.raises(errors.InternalError) as raised:
         client.predict(method="fail", with_what="python")
@@ -239,13 +250,22 @@ def test_a_model_that_is_loading():
     with run_server(Everything, load=False) as server, Client(server.address, retry=None) as client:
         assert client.health() == "NOT_SERVING"
         assert client.health("liveness") == "SERVING"
-        assert not client.describe().ready
+        assert (client.describe().state, client.describe().ready) == ("loading", False)
         with pytest.raises(errors.UnavailableError):
             client.predict(prompt="x")
         loader = threading.Timer(0.3, lambda: server.run(server.server.load()))
         loader.start()
         client.wait_ready(10)
         assert client.predict(prompt="x") == "x"
+        loader.join()
+
+
+def test_a_refused_stream_is_tried_again():
+    patient = RetryPolicy(max_attempts=50, max_backoff_s=0.2)
+    with run_server(Everything, load=False) as server, Client(server.address, retry=patient) as client:
+        loader = threading.Timer(0.3, lambda: server.run(server.server.load()))
+        loader.start()
+        assert list(client.generate(to=3, method="count", timeout_s=30)) == [0, 1, 2]
         loader.join()
 
 

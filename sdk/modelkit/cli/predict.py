@@ -17,7 +17,7 @@ from modelkit.datatypes import Text
 from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelkit.client import Client, MethodDescription, ModelDescription, Stream, Usage
+    from modelkit.client import Client, MethodDescription, ModelDescription, Response, Stream, Usage
 
 __all__ = ["command"]
 
@@ -146,7 +146,7 @@ def _call(
     if method.kind == "unary":
         response = client.call(method=method.name, arguments=arguments, timeout_s=timeout_s)
         answer.add((response.value,), response.usage)
-        answer.close(response.usage, response.request_id, dict(response.metadata))
+        answer.close(response)
         return
     if method.kind == "server_stream":
         opened = client.generate(method=method.name, arguments=arguments, timeout_s=timeout_s)
@@ -163,7 +163,7 @@ def _drain(stream: "Stream", answer: "_Answer") -> None:
                 answer.add(chunk.items, chunk.usage)
         finally:
             answer.end_line()
-        answer.close(stream.usage, stream.request_id, dict(stream.metadata))
+        answer.close(stream)
 
 
 @dataclass
@@ -177,6 +177,7 @@ class _Answer:
     usage: "Usage | None" = None
     request_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    finish_reason: str = ""
     started_at: float = 0.0
     arrivals: list[float] = field(default_factory=list)
     first_tokens: int = 0
@@ -195,10 +196,11 @@ class _Answer:
             for item in items:
                 self._print(item)
 
-    def close(self, usage: "Usage | None", request_id: str, metadata: dict[str, str]) -> None:
+    def close(self, told: "Response | Stream") -> None:
         """Take in what is known at the end."""
         self.ended_at = time.perf_counter()
-        self.usage, self.request_id, self.metadata = usage, request_id, metadata
+        self.usage, self.request_id, self.metadata = told.usage, told.request_id, dict(told.metadata)
+        self.finish_reason = told.finish_reason
 
     def end_line(self) -> None:
         """End a line of streamed text that does not end itself."""
@@ -264,8 +266,7 @@ class _Answer:
             parts.append(f"{timing['output_tokens_per_s']:,.1f} tokens/s")
         elif timing["chunks_per_s"]:
             parts.append(f"{timing['chunks_per_s']:,.1f} chunks/s")
-        finish = self.metadata.get("finish_reason")
-        return " · ".join([*parts, f"finish: {finish}"] if finish else parts)
+        return " · ".join([*parts, f"finish: {self.finish_reason}"] if self.finish_reason else parts)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, as -o json prints it."""
@@ -274,6 +275,7 @@ class _Answer:
         return {
             "result": str(self.save) if self.save is not None else plain(self.value),
             "usage": None if self.usage is None else asdict(self.usage),
+            "finish_reason": self.finish_reason or None,
             "request_id": self.request_id,
             "metadata": self.metadata,
             "timing": self.timing(),

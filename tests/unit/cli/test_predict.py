@@ -46,7 +46,8 @@ class Zoo(Model):
             self.report_usage(prompt_tokens=2, output_tokens=number + 1)
             yield f"{system}{prompt} "
             time.sleep(0.01)
-        self.request.response_metadata["finish_reason"] = "length"
+        self.request.response_metadata["seen"] = "all"
+        self.request.finish_reason = "length"
 
     @method
     def tokens(self, prompt: str) -> Iterator[Text]:
@@ -169,7 +170,7 @@ def test_the_answer_as_json(predict):
     assert answer["result"] == "ab ab ab "
     assert answer["usage"] == {"prompt_tokens": 2, "output_tokens": 3, "cached_tokens": 0}
     assert len(answer["request_id"]) == 32
-    assert answer["metadata"] == {"finish_reason": "length"}
+    assert (answer["finish_reason"], answer["metadata"]) == ("length", {"seen": "all"})
     assert 0 < answer["timing"]["ttft_ms"] <= answer["timing"]["total_ms"]
     assert answer["timing"]["output_tokens_per_s"] > 0
 
@@ -294,7 +295,7 @@ def wait_for(path):
 
 def model(*names):
     return ModelDescription(
-        "m", "", tuple(MethodDescription(name, "unary", (), STR) for name in names), True, "", ""
+        "m", "", tuple(MethodDescription(name, "unary", (), STR) for name in names), "ready", "", ""
     )
 
 
