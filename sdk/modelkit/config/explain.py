@@ -123,11 +123,10 @@ def _explain_flag(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple
 def _explain_bound(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:
     name = next(name for name in _BOUNDS if name in context)
     written = entry.value.text if isinstance(entry.value, Scalar) else _kind(entry)
-    cure = (
-        f"write a number that is {_BOUNDS[name]} {context[name]}, or leave '{path[-1]}' out for the default"
-    )
+    bound = _format_duration(context[name]) if path[-1] in _DURATION_KEYS else context[name]
+    cure = f"write a number that is {_BOUNDS[name]} {bound}, or leave '{path[-1]}' out for the default"
     if path[-1] not in _MEMORY_KEYS:
-        return f"must be {_BOUNDS[name]} {context[name]}, not {_clip(written)}", cure
+        return f"must be {_BOUNDS[name]} {bound}, not {_clip(written)}", cure
     bound = _format_memory(context[name])
     cure = (
         f"add a unit: {written}Mi, {written}Gi" if written.isdecimal() and name == "ge" else f"write {bound}"
@@ -142,6 +141,14 @@ def _format_memory(num_bytes: int) -> str:
     return str(num_bytes)
 
 
+def _format_duration(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size:g}{unit}"
+    return f"{seconds:g}s" if seconds else "0"
+
+
+_DURATION_KEYS = {"drain_timeout", "scale_to_zero_after", "start_timeout"}
 _MEMORY_KEYS = {"accelerator_memory", "cpu_memory", "cpu_memory_requests", "max_message_bytes"}
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
@@ -151,10 +158,12 @@ def _explain_pattern(entry: Entry, path: Path, context: Mapping[str, Any]) -> tu
     text = entry.value.text if isinstance(entry.value, Scalar) else ""
     if path[-1] == "id":
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64]
-        cure = "use letters, digits, '-', '_' and '.', starting and ending with a letter or digit"
+        letters = "letters" if text.isascii() else "ASCII letters"
+        cure = f"use {letters}, digits, '-', '_' and '.', starting and ending with a letter or digit"
         return f"cannot be '{_clip(text)}'", f"{cure}, such as '{slug}'" if slug else cure
     # The text is not repeated: people paste the secret itself.
-    cure = "such a name has letters, digits and '_', and does not start with a digit; it is never the secret itself"
+    letters = "letters" if text.isascii() else "ASCII letters"
+    cure = f"such a name has {letters}, digits and '_', and does not start with a digit; it is never the secret itself"
     return "is not the name of an environment variable", cure
 
 

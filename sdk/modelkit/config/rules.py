@@ -14,6 +14,7 @@ __all__ = ["RULES", "Finding", "Subject"]
 
 ACCELERATOR_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
 WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
+FETCHED_CHECKPOINTS = frozenset({"huggingface", "local"})
 
 # Options of the engines' servers that take a secret.
 _SECRET_ARGS = frozenset({"api_key", "hf_token", "password"})
@@ -163,6 +164,18 @@ def _location_keys(checkpoints: CheckpointConfig) -> tuple[str, str]:
     return ("repo_id", "path") if checkpoints.type in {"huggingface", "oci"} else ("path", "repo_id")
 
 
+def checkpoint_can_be_fetched(subject: Subject) -> Iterator[Finding]:
+    """The type is one that this release has; the others are planned, so folders may name them already."""
+    checkpoints = subject.config.checkpoints
+    if checkpoints is not None and checkpoints.type not in FETCHED_CHECKPOINTS:
+        yield Finding(
+            ("checkpoints", "type"),
+            f"this release cannot fetch a checkpoint of type {checkpoints.type}: `modelkit serve` will refuse it",
+            "fetch it yourself and write 'type: local' with its folder as 'path', or take it from huggingface",
+            severity="warning",
+        )
+
+
 def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
     """The location looks like what its type stands for, and a local folder is there."""
     checkpoints = subject.config.checkpoints
@@ -273,6 +286,7 @@ RULES: tuple[Rule, ...] = (
     args_hold_no_secrets,
     engine_has_weights,
     checkpoint_is_located,
+    checkpoint_can_be_fetched,
     checkpoint_location_is_well_formed,
     token_is_named,
     replicas_are_ordered,

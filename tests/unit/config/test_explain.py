@@ -53,6 +53,36 @@ ID = "model: {id: x}\n"
             "write a value, or remove 'engine.python'",
         ),
         (
+            ID + "server: {max_concurrency: 99999999999999999999999}",
+            "server.max_concurrency must be at most 100000, not 99999999999999999999999",
+            "write a number that is at most 100000, or leave 'max_concurrency' out for the default",
+        ),
+        (
+            ID + "server: {drain_timeout: 10000000000000h}",
+            "server.drain_timeout must be at most 1d, not 10000000000000h",
+            "write a number that is at most 1d, or leave 'drain_timeout' out for the default",
+        ),
+        (
+            ID + "engine: {name: echo, start_timeout: 0s}",
+            "engine.start_timeout must be more than 0, not 0s",
+            "write a number that is more than 0, or leave 'start_timeout' out for the default",
+        ),
+        (
+            ID + "server: {drain_timeout: 1e400}",
+            "server.drain_timeout must be a duration with a unit, not '1e400'",
+            "write a number and a unit (ms, s, m, h, d), such as 30s, 5m or 1h30m",
+        ),
+        (
+            ID + "server: {max_message_bytes: 1e400}",
+            "server.max_message_bytes must be an amount of memory with a unit, not '1e400'",
+            "write a number and a unit, such as 16Gi or 500M",
+        ),
+        (
+            'model: {id: "é"}',
+            "model.id cannot be 'é'",
+            "use ASCII letters, digits, '-', '_' and '.', starting and ending with a letter or digit",
+        ),
+        (
             f"model: {{id: {'x' * 65}}}",
             "model.id is longer than 64 characters",
             "shorten it",

@@ -42,6 +42,22 @@ def test_an_item_of_a_list_is_set(path):
     assert config.secrets[0].id == "openai"
 
 
+@pytest.mark.parametrize("path", ["secrets[0].env_var", "secrets[0]"])
+def test_an_index_makes_the_list(tmp_path, path):
+    """As docs/config.md has it, also where `secrets:` stands there without a value."""
+    for text in ("model: {id: x}\n", "model: {id: x}\nsecrets:\n"):
+        (tmp_path / "config.yaml").write_text(text)
+        first = f"{path}=API_KEY" if path.endswith("env_var") else f"{path}={{env_var: API_KEY}}"
+        config = load_config(tmp_path, overrides=[first, "secrets[1].env_var=OTHER"])
+        assert [secret.env_var for secret in config.secrets] == ["API_KEY", "OTHER"]
+
+
+def test_the_first_item_of_a_list_that_is_not_there_is_0():
+    _, [problem] = check_config(MODELS / "minimal", overrides=["secrets[1].env_var=A"])
+    assert (problem.message, problem.column) == ("'1' is no item of this list of 0", 15)
+    assert problem.cure == "write 0, which adds the first item"
+
+
 def test_the_number_after_the_last_adds_an_item():
     config = load_config(MODELS / "every-key", overrides=["secrets[1]={env_var: B}"])
     assert [secret.env_var for secret in config.secrets] == ["OPENAI_API_KEY", "B"]

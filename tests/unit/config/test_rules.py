@@ -2,8 +2,9 @@
 
 import pytest
 
+from modelkit.checkpoints import SOURCES
 from modelkit.config import check_config
-from modelkit.config.rules import RULES
+from modelkit.config.rules import FETCHED_CHECKPOINTS, RULES
 
 
 def problems_of(tmp_path, text):
@@ -33,8 +34,6 @@ ID = "model: {id: x}\n"
         "deployment: {mode: serverless, min_replicas: 1, max_replicas: 1}",
         "deployment: {mode: serverless, scale_to_zero_after: 5m}",
         "server: {max_concurrency: 1}",
-        "checkpoints: {type: s3, path: s3://bucket/prefix, when: build}",
-        "checkpoints: {type: oci, repo_id: registry.example.com/models/x}",
         "checkpoints: {type: local, path: .}",
         "checkpoints: {type: huggingface, repo_id: gpt2}",
         "secrets: [{env_var: A}, {env_var: B}]",
@@ -79,8 +78,6 @@ def test_what_fits_together_is_left_alone(tmp_path, text):
             "the engine 'transformers' runs a checkpoint, and there is no 'checkpoints' section",
         ),
         ("checkpoints: {type: huggingface}", "error", "a checkpoint of type huggingface needs 'repo_id'"),
-        ("checkpoints: {type: s3}", "error", "a checkpoint of type s3 needs 'path'"),
-        ("checkpoints: {type: s3, path: bucket}", "error", "'bucket' is no S3 address"),
         ("checkpoints: {type: huggingface, repo_id: ./here}", "error", "'./here' is no repository id"),
         ("checkpoints: {type: huggingface, repo_id: a/b/c}", "error", "'a/b/c' is no repository id"),
         ("checkpoints: {type: local, path: weights}", "warning", "there is no folder 'weights' yet"),
@@ -104,6 +101,40 @@ def test_what_fits_together_is_left_alone(tmp_path, text):
 )
 def test_what_does_not_fit_together_is_found(tmp_path, text, severity, message):
     assert [(found[0], found[2]) for found in problems_of(tmp_path, ID + text)] == [(severity, message)]
+
+
+@pytest.mark.parametrize(
+    ("place", "messages"),
+    [
+        ("type: huggingface, repo_id: org/name", []),
+        ("type: local, path: .", []),
+        ("type: s3, path: s3://bucket/prefix, when: build", ["s3"]),
+        ("type: oci, repo_id: registry.example.com/models/x", ["oci"]),
+    ],
+)
+def test_a_checkpoint_that_serve_would_refuse_is_warned_of(tmp_path, place, messages):
+    found = problems_of(tmp_path, ID + "checkpoints: {" + place + "}")
+    assert [(severity, message) for severity, _, message in found] == [
+        ("warning", f"this release cannot fetch a checkpoint of type {kind}: `modelkit serve` will refuse it")
+        for kind in messages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("type: s3", "a checkpoint of type s3 needs 'path'"),
+        ("type: s3, path: bucket", "'bucket' is no S3 address"),
+        ("type: oci", "a checkpoint of type oci needs 'repo_id'"),
+    ],
+)
+def test_where_it_is_has_to_be_right_all_the_same(tmp_path, place, message):
+    found = problems_of(tmp_path, ID + "checkpoints: {" + place + "}")
+    assert ("error", message) in [(severity, text) for severity, _, text in found]
+
+
+def test_the_rule_about_fetching_knows_every_source():
+    assert set(SOURCES) == FETCHED_CHECKPOINTS
 
 
 @pytest.mark.parametrize(
