@@ -35,10 +35,10 @@ def encode(value: Any, depth: int = 0) -> pb.Value:
 
 
 def decode(message: pb.Value) -> Any:
-    """Turn a Value into a Python value. Raises ValueError when it is empty or its tensor is malformed."""
+    """Turn a Value into a Python value. Raises ValueError when it is empty, of an unknown kind, or malformed."""
     kind = message.WhichOneof("kind")
     if kind is None:
-        raise ValueError("the value is empty: none of its kinds is set")
+        raise ValueError(_without_kind(message))
     return _DECODERS[kind](message)
 
 
@@ -214,6 +214,15 @@ _CONTAINERS: dict[type, Callable[[Any, int], pb.Value]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def _without_kind(message: pb.Value) -> str:
+    """Say why a value has none of the kinds that the contract had when this was written."""
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    if len(UnknownFieldSet(message)):
+        return "a kind of value that this version does not know; is the other side newer?"
+    return "the value is empty: none of its kinds is set"
 
 
 def _decode_list(message: pb.Value) -> list[Any]:

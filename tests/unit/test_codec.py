@@ -359,9 +359,11 @@ def test_a_value_of_no_kind_is_refused():
 
 
 def test_a_kind_of_a_later_version_is_refused_not_guessed():
-    unknown_field_99 = b"\x9a\x06\x01x"
-    with pytest.raises(ValueError, match="none of its kinds is set"):
-        codec.decode(pb.Value.FromString(unknown_field_99))
+    later = pb.Value.FromString(b"\x9a\x06\x01x")  # field 99
+    with pytest.raises(ValueError, match="a kind of value that this version does not know; is the other"):
+        codec.decode(later)
+    with pytest.raises(ValueError, match=r"^\[0\]: a kind of value that this version does not know"):
+        codec.decode(pb.Value(list_value=pb.ListValue(items=[later])))
 
 
 @given(st.binary(max_size=200))
