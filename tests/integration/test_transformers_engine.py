@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import shutil
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -346,6 +347,8 @@ async def test_a_plain_prompt_and_token_ids_are_continued(engine):
     ("request_fields", "message"),
     [
         ({"prompt": "word " * 3000}, r"the prompt has \d+ tokens, and the model takes at most 2048"),
+        ({"prompt": "word " * 10**6}, r"the prompt has 5000000 characters, and the model takes at most 2048"),
+        ({"prompt_token_ids": [1] * 10**6}, r"the prompt has 1000000 tokens"),
         ({"prompt": ""}, "empty"),
         ({"prompt_token_ids": []}, "empty"),
         ({"prompt_token_ids": [768]}, "768 is not in the model's vocabulary of 768"),
@@ -359,6 +362,93 @@ async def test_a_bad_request_is_refused_with_the_reason(engine, request_fields, 
     with pytest.raises(InvalidArgumentError, match=message):
         async for _ in engine.generate(GenerationRequest(**request_fields)):
             pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    ],
+)
+async def test_a_caller_cannot_steer_the_rendering_of_the_chat(engine, name):
+    """Above all not bring a template, a program, of its own."""
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    values = {"chat_template": loop, "messages": FRANCE}
+    body = orjson.dumps(
+        {"messages": STORY, "chat_template_kwargs": {name: values.get(name, True), "fine": 1}}
+    )
+    with pytest.raises(InvalidArgumentError, match=name) as caught:
+        async with asyncio.timeout(5):
+            await engine.openai("/chat/completions", body)
+    assert [violation.field for violation in caught.value.violations] == [f"chat_template_kwargs.{name}"]
+
+
+async def test_every_parameter_of_the_rendering_is_refused(engine):
+    """Also those that another version of transformers brings."""
+    import inspect
+
+    function = inspect.signature(engine._tokenizer.apply_chat_template)
+    names = {name for name, value in function.parameters.items() if value.kind is not value.VAR_KEYWORD}
+    assert "chat_template" in names
+    for name in names:
+        with pytest.raises(InvalidArgumentError, match="chat_template_kwargs"):
+            await anext(engine.generate(GenerationRequest(messages=STORY, chat_template_kwargs={name: None})))
+
+
+async def test_a_variable_of_the_template_reaches_it(tiny_chat_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_chat_checkpoint, tmp_path / "checkpoint")
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ '' if enable_thinking else 'much longer' }}" + template.read_text())
+    engine = make_engine(folder)
+    await engine.start()
+    lengths = []
+    for variables in ({"enable_thinking": True}, {"enable_thinking": False}):
+        request = GenerationRequest(messages=FRANCE, chat_template_kwargs=variables)
+        lengths.append((await anext(engine.generate(request))).prompt_tokens)
+    await engine.close()
+    assert lengths[0] < lengths[1]
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "on_loop"),
+    [
+        ({"prompt": "Hi"}, True),
+        ({"messages": FRANCE}, True),
+        ({"prompt": "word " * 500}, False),
+        ({"messages": [{"role": "user", "content": "word " * 500}]}, False),
+        ({"messages": FRANCE * 40}, False),
+        ({"messages": FRANCE, "chat_template_kwargs": {"x": 1}}, False),
+        ({"messages": FRANCE, "tools": [{"type": "function"}]}, False),
+        ({"messages": [{"role": "user", "content": "Hi", "parts": ["x" * 9999]}]}, False),
+    ],
+)
+async def test_what_takes_long_to_render_or_tokenize_leaves_the_event_loop_alone(
+    engine, monkeypatch, request_fields, on_loop
+):
+    threads = []
+    encode = engine._encode_text
+    monkeypatch.setattr(
+        engine, "_encode_text", lambda request: threads.append(threading.get_ident()) or encode(request)
+    )
+    sampling = SamplingParams(max_tokens=1)
+    async for _ in engine.generate(GenerationRequest(**request_fields, sampling=sampling)):
+        pass
+    assert [thread == threading.get_ident() for thread in threads] == [on_loop]
 
 
 async def test_an_answer_ends_at_the_models_length(tiny_chat_checkpoint):
@@ -522,6 +612,30 @@ def test_each_shard_that_the_index_names_must_be_there(tiny_chat_checkpoint, tmp
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(LoadError, match="model-00002-of-00002"):
         check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+async def test_a_device_that_is_not_there_is_named(tiny_chat_checkpoint, device):
+    engine = make_engine(tiny_chat_checkpoint, args={"device": device})
+    with pytest.raises(UsageError, match=device) as caught:
+        await engine.start()
+    assert "engine.args.device" in caught.value.cure
+    await engine.close()
+
+
+async def test_an_engine_whose_thread_ends_says_that_it_is_down(tiny_chat_checkpoint):
+    engine = make_engine(tiny_chat_checkpoint)
+    await engine.start()
+    assert engine.down_reason == ""
+    engine._scheduler._batch.drop = lambda _rows: 1 / 0
+    await ask(engine, FRANCE)  # answered, before its row cannot be dropped
+    async with asyncio.timeout(5):
+        while not engine.down_reason:
+            await asyncio.sleep(0.001)
+    assert "ZeroDivisionError" in engine.down_reason
+    with pytest.raises(UnavailableError, match="the engine is down"):
+        await ask(engine, FRANCE)
+    await engine.close()
 
 
 async def test_broken_weights_are_a_load_error(tiny_chat_checkpoint, tmp_path):

@@ -14,6 +14,7 @@ ends the thread; then everybody is told at once, and `on_down` says why.
 """
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import logging
@@ -33,6 +34,9 @@ from modelkit.errors import EngineError, ModelkitError, OverloadedError, Unavail
 __all__ = ["Batch", "ChunkStream", "Row", "Scheduler"]
 
 log = logging.getLogger(__name__)
+
+# How long an interpreter that ends gives a thread to come to its next look at whether to stop.
+AT_EXIT_S = 5.0
 
 
 class ChunkStream:
@@ -250,6 +254,7 @@ class Scheduler:
 
         Cancelling this does not end the thread, which nothing can; `close` makes it free what it loads.
         """
+        atexit.register(self._at_exit)
         self._thread.start()
         await asyncio.wrap_future(self._ready)
 
@@ -274,12 +279,20 @@ class Scheduler:
 
         A thread that is still loading is left to itself: it frees what it has loaded when it is done.
         """
-        self._closing.set()
-        self._refuse("the engine is closed")
-        self._inbox.put(None)
+        self._end_soon()
         if self._thread.is_alive() and self._ready.done():
             # Not `join` in a thread of asyncio's, which could not be given up and would hold the interpreter up.
             await asyncio.wrap_future(self._ended)
+
+    def _end_soon(self) -> None:
+        self._closing.set()
+        self._refuse("the engine is closed")
+        self._inbox.put(None)
+
+    def _at_exit(self) -> None:
+        """Let the thread end by itself: one that is inside a library of C++ when Python ends aborts the process."""
+        self._end_soon()
+        self._thread.join(AT_EXIT_S)
 
     def _refuse(self, reason: str) -> None:
         """Take no requests from now on; the first reason stays."""
@@ -293,6 +306,7 @@ class Scheduler:
         try:
             self._serve()
         finally:
+            atexit.unregister(self._at_exit)
             self._ended.set_result(None)
 
     def _serve(self) -> None:
