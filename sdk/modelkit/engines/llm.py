@@ -35,7 +35,7 @@ Temperature = Annotated[
     Field(
         ge=0,
         le=2,
-        description="0 always takes the likeliest token. Default: what the checkpoint says, else 0.",
+        description="0, or next to it, always takes the likeliest token. Default: what the checkpoint says, else 0.",
     ),
 ]
 TopP = Annotated[
@@ -118,22 +118,7 @@ class LLM(Model):
         min_tokens: MinTokens = 0,
     ) -> str:
         """Answer a prompt or a chat with the whole text at once."""
-        return await self.complete(
-            prompt,
-            messages=messages,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            stop=tuple(stop or ()),
-            seed=seed,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            min_tokens=min_tokens,
-        )
+        return await self.complete(**_arguments(locals()))
 
     @method
     async def generate(
@@ -154,23 +139,7 @@ class LLM(Model):
         min_tokens: MinTokens = 0,
     ) -> AsyncIterator[str]:
         """Answer a prompt or a chat piece by piece, as the model writes."""
-        texts = self.stream(
-            prompt,
-            messages=messages,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            stop=tuple(stop or ()),
-            seed=seed,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            min_tokens=min_tokens,
-        )
-        async with aclosing(texts):
+        async with aclosing(self.stream(**_arguments(locals()))) as texts:
             async for text in texts:
                 yield text
 
@@ -223,11 +192,11 @@ class LLM(Model):
     ) -> AsyncGenerator[str, None]:
         """Yield the model's answer in pieces; none is empty or ends inside a character.
 
-        `sampling` takes the fields of SamplingParams (`max_tokens`, `temperature`, `stop`, ...). The call's usage
-        grows before each piece. Raises InvalidArgumentError for a bad request and UnavailableError where the
+        `sampling` takes the fields of SamplingParams (`max_tokens`, `temperature`, ...; `stop` is a string or several).
+        The call's usage grows before each piece. Raises InvalidArgumentError for a bad request and UnavailableError where the
         engine closes before the answer is complete.
         """
-        request = self._request(prompt, messages or (), system, SamplingParams(**sampling))
+        request = self._request(prompt, messages or (), system, _sampling(**sampling))
         call = current_request()
         before = Chunk("")
         async with aclosing(self.engine.generate(request)) as chunks:
@@ -254,6 +223,15 @@ class LLM(Model):
         if prompt:
             chat.append({"role": "user", "content": prompt})
         return GenerationRequest(messages=chat, sampling=sampling)
+
+
+def _arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a method was called with, given its `locals()` at the start."""
+    return {name: value for name, value in variables.items() if name != "self"}
+
+
+def _sampling(stop: str | Sequence[str] | None = None, **fields: Any) -> SamplingParams:
+    return SamplingParams(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **fields)
 
 
 def _add_usage(call: Request, before: Chunk, chunk: Chunk) -> None:

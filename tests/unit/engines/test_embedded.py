@@ -148,6 +148,21 @@ async def test_what_cannot_be_done_is_refused_by_name_in_both_forms(engine, fiel
         assert caught.value.cure == cure
 
 
+async def test_a_request_for_too_many_answers_is_refused(engine):
+    for prompts, n in ((1025, 1), (9, 128)):
+        body = orjson.dumps({"prompt": ["a"] * prompts, "n": n})
+        with pytest.raises(InvalidArgumentError, match="answers at once") as caught:
+            await engine.openai(COMPLETIONS, body)
+        assert [violation.field for violation in caught.value.violations] == ["prompt"]
+    body = orjson.dumps({"prompt": ["a"] * 8, "n": 128})
+    assert len((await ask(engine, body, COMPLETIONS))["choices"]) == 1024
+
+
+async def test_token_ids_are_refused_by_an_engine_without_a_tokenizer(engine):
+    with pytest.raises(InvalidArgumentError, match="token ids"):
+        await engine.openai(COMPLETIONS, orjson.dumps({"prompt": [1, 2]}))
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b"3"])
 async def test_a_body_that_is_no_object_is_refused(engine, body):
     with pytest.raises(InvalidArgumentError, match="JSON"):

@@ -7,6 +7,7 @@ import pytest
 
 from modelkit import LLM, method
 from modelkit.config import Config
+from modelkit.engines import SamplingParams
 from modelkit.errors import InvalidArgumentError, LoadError, UnavailableError
 from modelkit.model import REQUEST, Request, read_signatures
 from modelkit.model.base import ModelContext
@@ -74,6 +75,45 @@ async def test_a_method_of_the_author_streams(model):
 async def test_options_reach_the_engine(model):
     assert await model.predict("one two three", max_tokens=2) == "one two"
     assert await model.predict("one two three", stop=["two"]) == "one "
+
+
+async def test_every_option_reaches_the_engine_from_both_methods(model, monkeypatch):
+    seen = []
+    generate = model.engine.generate
+    monkeypatch.setattr(model.engine, "generate", lambda request: seen.append(request) or generate(request))
+    options = {
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.6,
+        "top_k": 7,
+        "min_p": 0.1,
+        "stop": ["x", "y"],
+        "seed": 8,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "min_tokens": 1,
+    }
+    given = {"prompt": "one two", "messages": [{"role": "user", "content": "before"}], "system": "be brief"}
+    arguments = {argument.name for argument in read_signatures(Shouter)["predict"].arguments}
+    assert arguments == options.keys() | given.keys()
+    await model.predict(**given, **options)
+    assert [text async for text in model.generate(**given, **options)]
+    expected = SamplingParams(**{**options, "stop": ("x", "y")})
+    assert [request.sampling for request in seen] == [expected, expected]
+    assert [len(request.messages) for request in seen] == [3, 3]
+
+
+@pytest.mark.parametrize("stop", ["two", ["two"], ("zzz", "two")])
+async def test_a_stop_is_a_string_or_several(model, stop):
+    assert await model.complete("one two three", stop=stop) == "one "
+
+
+async def test_an_engine_that_is_down_makes_the_model_unready(model):
+    assert model.unready_reason == ""
+    model.engine.down_reason = "the engine is down"
+    assert model.unready_reason == "the engine is down"
+    assert LLM().unready_reason == ""
 
 
 async def test_messages_system_and_prompt_make_one_chat(model):
