@@ -294,6 +294,15 @@ class AsyncStream(BaseStream[Awaitable[Prepared]], AsyncIterator[Any]):
         """Wait for the next message. Raises StopAsyncIteration at the end."""
         if self._closed:
             raise StopAsyncIteration
+        try:
+            return self._reader.read(await self._next_message())
+        except StopAsyncIteration:
+            raise
+        except BaseException:  # a cancelled task, or an answer that cannot be read: the model need not go on
+            self._hang_up()
+            raise
+
+    async def _next_message(self) -> Any:
         prepared = await self._connect()
         while True:
             try:
@@ -302,12 +311,11 @@ class AsyncStream(BaseStream[Awaitable[Prepared]], AsyncIterator[Any]):
                 await asyncio.sleep(self._pause_s(prepared, error))
             except asyncio.CancelledError:
                 self._raise_if_not_the_task(prepared)
-                self._rpc.cancel()
                 raise
             else:
                 if message is grpc.aio.EOF:
                     raise StopAsyncIteration
-                return self._read(message)
+                return message
             self._dial(prepared)
 
     async def _connect(self) -> Prepared:

@@ -13,7 +13,7 @@ import grpc
 from modelkit.client.channel import headers_for, inference_stub, opener
 from modelkit.client.description import ModelDescription
 from modelkit.client.failures import from_rpc_error
-from modelkit.client.messages import Chunk, Invocation, StreamReader, Usage
+from modelkit.client.messages import Invocation, StreamReader, Usage
 from modelkit.client.retry import Attempts, Deadline, RetryPolicy
 from modelkit.client.settings import TLS, Settings
 from modelkit.errors import (
@@ -298,8 +298,7 @@ class BaseStream(Generic[Prepare]):
     def cancel(self) -> None:
         """Stop the call; whoever is iterating gets CancelledCallError."""
         self._stopped.set()
-        if self._rpc is not None:
-            self._rpc.cancel()
+        self._hang_up()
 
     def close(self) -> None:
         """Stop the call and the iteration; nothing happens when it is over already."""
@@ -327,12 +326,9 @@ class BaseStream(Generic[Prepare]):
         if self._stopped.is_set():
             raise CancelledCallError("the call was cancelled", request_id=self.request_id)
 
-    def _read(self, message: Any) -> Chunk:
-        try:
-            return self._reader.read(message)
-        except BaseException:  # an answer that cannot be read: the model need not go on
+    def _hang_up(self) -> None:
+        if self._rpc is not None:
             self._rpc.cancel()
-            raise
 
     def _pause_s(self, prepared: Prepared, error: grpc.RpcError) -> float:
         """Return how long to wait before the next try of a call that has neither given nor taken anything.

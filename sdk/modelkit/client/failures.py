@@ -60,6 +60,7 @@ _LOST = "see whether the server is still up; the call may have run, so repeat it
 _CONNECTION_FAULTS: Final = (
     ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
     ("Hostname Verification", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
+    ("is not in peer certificate", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
     ("WRONG_VERSION_NUMBER", "{address} does not speak TLS", "connect without TLS"),
     ("andshake failed", "cannot set up TLS with {address}", "check that the server speaks TLS and trusts this client"),
     (": Socket closed", "{address} hung up at once", "if it speaks TLS, connect with TLS (and a certificate where it asks for one)"),

@@ -295,19 +295,21 @@ class Stream(BaseStream[Prepared], Iterator[Any]):
         """Wait for the next message. Raises StopIteration at the end."""
         if self._closed:
             raise StopIteration
+        try:
+            return self._reader.read(self._next_message())
+        except StopIteration:
+            raise
+        except BaseException:  # Ctrl-C, or an answer that cannot be read: the model need not go on
+            self._hang_up()
+            raise
+
+    def _next_message(self) -> Any:
         prepared = self._connect()
         while True:
             try:
-                message = next(self._rpc)
+                return next(self._rpc)
             except grpc.RpcError as error:
                 self._stopped.wait(self._pause_s(prepared, error))
-            except StopIteration:
-                raise
-            except BaseException:  # Ctrl-C: the model need not go on
-                self._rpc.cancel()
-                raise
-            else:
-                return self._read(message)
             self._dial(prepared)
 
     def _connect(self) -> Prepared:

@@ -247,10 +247,10 @@ def test_no_server_is_exit_code_1(capsys):
 
 
 def test_a_timeout_is_exit_code_1(predict, tmp_path):
-    code, out, err = predict("-m", "slow", "-i", f"marker={tmp_path}/closed", "--timeout", "0.5")
+    code, out, err = predict("-m", "slow", "-i", f"marker={tmp_path}/closed", "--timeout", "1.5")
     assert code == 1
     assert out.startswith("0\n1\n")
-    assert "within 0.5 s" in err
+    assert "within 1.5 s" in err
 
 
 def test_waiting_for_a_model_that_is_ready_is_short(predict):
@@ -284,7 +284,7 @@ def test_a_closed_pipe_reaches_the_model(server, tmp_path):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not path.exists():
         assert time.monotonic() < deadline, "the model was not stopped"
         time.sleep(0.02)

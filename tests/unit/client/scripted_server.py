@@ -138,6 +138,7 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
                 items=[encode(0)], usage=pb.Usage(output_tokens=1), request_id="from-server"
             )
             if request.method == "slow":
+                self.entered.set()
                 await asyncio.sleep(60)
             if request.method == "dies":
                 await abort(context, "UNAVAILABLE", "gone")

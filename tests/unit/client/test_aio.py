@@ -70,7 +70,7 @@ async def test_leaving_a_stream_early_stops_the_model(client, server, leave):
 
     task = asyncio.create_task(read())
     if leave == "task":
-        await asyncio.sleep(0.2)
+        assert await asyncio.to_thread(server.servicer.entered.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -115,8 +115,11 @@ async def test_deadlines(client):
 
 
 async def test_a_cancelled_task_cancels_the_call(client, server):
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(client.predict(method="slow"), 0.2)
+    task = asyncio.create_task(client.predict(method="slow"))
+    assert await asyncio.to_thread(server.servicer.entered.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert await asyncio.to_thread(server.servicer.cancelled.wait, 10)
 
 
@@ -142,12 +145,18 @@ async def test_a_bidirectional_call_takes_a_plain_list(client):
 
 
 async def test_what_the_callers_iterator_raises_is_what_the_caller_sees(client, server):
+    answered = asyncio.Event()
+
     async def items():
         yield "a"
+        await answered.wait()
         raise LookupError("no more")
 
+    stream = client.stream(items())
+    assert await anext(stream) == "a"
+    answered.set()
     with pytest.raises(LookupError, match="no more"):
-        [item async for item in client.stream(items())]
+        await anext(stream)
     assert await asyncio.to_thread(server.servicer.cancelled.wait, 10)
     assert not server.servicer.ended
 

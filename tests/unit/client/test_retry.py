@@ -119,9 +119,9 @@ def test_the_deadline_covers_all_attempts(server):
         Client(server.address, retry=slow) as client,
         pytest.raises((UnavailableError, DeadlineExceededError)),
     ):
-        client.predict(a=1, timeout_s=0.4)
+        client.predict(a=1, timeout_s=1)
     first, *_, last = server.servicer.time_left
-    assert last < first < 0.5  # what the server is told of the deadline; gRPC rounds it
+    assert last < first < 1.1  # what the server is told of the deadline; gRPC rounds it
 
 
 @both_kinds

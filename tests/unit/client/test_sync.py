@@ -1,3 +1,4 @@
+import asyncio
 import copy
 import inspect
 import os
@@ -116,12 +117,19 @@ def test_the_deadline_of_a_stream_is_that_of_the_whole(client):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda c: c.predict(method="slow"), lambda c: list(c.generate(method="slow"))]
+    "call", [lambda c: c.predict(method="slow"), lambda c: list(c.generate(method="slow-at-first"))]
 )
 def test_ctrl_c_cancels_the_call(client, server, call):
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    def press():
+        if server.servicer.entered.wait(30):
+            time.sleep(0.3)  # the call has arrived; now the caller's thread waits for the answer
+            os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
     with pytest.raises(KeyboardInterrupt):
         call(client)
+    presser.join()
     assert server.servicer.cancelled.wait(10)
 
 
@@ -138,13 +146,18 @@ def test_a_bidirectional_call_interleaves(client, server):
 
 
 def test_what_the_callers_iterator_raises_is_what_the_caller_sees(client, server):
+    answered = threading.Event()
+
     def items():
         yield "a"
-        time.sleep(0.1)
+        answered.wait(30)
         raise LookupError("no more")
 
+    stream = client.stream(items())
+    assert next(stream) == "a"
+    answered.set()
     with pytest.raises(LookupError, match="no more"):
-        list(client.stream(items()))
+        next(stream)
     assert server.servicer.cancelled.wait(10)
     assert not server.servicer.ended
 
@@ -229,11 +242,11 @@ def test_the_class_of_a_method_documents_itself(kind):
     assert "options" in pydoc.render_doc(kind)
 
 
-def test_methods_can_have_a_deadline_of_their_own(client):
-    slow = client.methods["generate"].options(timeout_s=0.2)
-    assert list(slow(2)) == [0, 1]
+def test_methods_can_have_a_deadline_of_their_own(client, server):
+    assert list(client.methods["generate"].options(timeout_s=30)(2)) == [0, 1]
+    server.servicer.before_describe = lambda: asyncio.sleep(60)
     with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
-        client.predict(method="slow", timeout_s=0.2)
+        client.methods.generate.options(timeout_s=0.2)(2, unknown=1)
 
 
 def test_a_changed_signature_is_noticed(client, server):
