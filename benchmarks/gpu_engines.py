@@ -58,7 +58,19 @@ class Served:
     """`modelkit serve` of a folder, as a user would start it."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-        command = [sys.executable, "-m", "modelkit", "-v", "serve", str(folder), "--port", "0", "--http-port", "0", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "modelkit",
+            "-v",
+            "serve",
+            str(folder),
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--json",
+        ]
         self.log = log
         self.started = time.monotonic()
         with log.open("w") as stderr:
@@ -68,7 +80,9 @@ class Served:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the server did not start (exit code {self.process.wait()}):\n{self.log.read_text()[-4000:]}")
+            raise SystemExit(
+                f"the server did not start (exit code {self.process.wait()}):\n{self.log.read_text()[-4000:]}"
+            )
         ready: dict[str, Any] = json.loads(line)
         ready["ready_s"] = round(time.monotonic() - self.started, 1)
         return ready
@@ -107,7 +121,9 @@ def served(folder: Path, log: Path) -> Iterator[tuple[Served, dict[str, Any]]]:
         server.stop()
 
 
-def make_folder(parent: Path, checkpoint: Path, back_end: str, options: argparse.Namespace, **engine: Any) -> Path:
+def make_folder(
+    parent: Path, checkpoint: Path, back_end: str, options: argparse.Namespace, **engine: Any
+) -> Path:
     """Write a model folder for a checkpoint and a back end."""
     folder = parent / f"{checkpoint.name}-{back_end}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -197,7 +213,9 @@ async def check_kill(server: Served, ready: dict[str, Any]) -> dict[str, Any]:
         before = await client.predict(QUESTION, max_tokens=20, temperature=0.0)
         streams = [client.generate(json.dumps(body), method="openai_stream_transport") for _ in range(8)]
         await asyncio.gather(*(anext(aiter(stream)) for stream in streams))
-        guard = next(process for process in server.engine_processes() if "_guard.py" in " ".join(process.cmdline()))
+        guard = next(
+            process for process in server.engine_processes() if "_guard.py" in " ".join(process.cmdline())
+        )
         guard.children()[0].kill()
         killed = time.monotonic()
         codes = await asyncio.gather(*(drain(stream) for stream in streams))
@@ -236,7 +254,9 @@ time.sleep(600)
 
 def check_out_of_memory(folder: Path, log: Path, leave_gib: float) -> dict[str, Any]:
     """Start beside a process that holds almost all of the card's memory."""
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(leave_gib)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(leave_gib)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -251,7 +271,11 @@ def check_out_of_memory(folder: Path, log: Path, leave_gib: float) -> dict[str, 
         holder.wait()
     text = log.read_text()
     told = [line for line in text.splitlines() if line.startswith(("error:", "  help:"))]
-    return {"exit_code": code, "names_memory": "memory is not enough" in text, "told": [line[:300] for line in told]}
+    return {
+        "exit_code": code,
+        "names_memory": "memory is not enough" in text,
+        "told": [line[:300] for line in told],
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- speed
@@ -262,7 +286,11 @@ def make_prompts(checkpoint: Path, num: int, num_tokens: int, seed: int) -> list
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    words = [word for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha() and word[1:].isascii()]
+    words = [
+        word
+        for word in tokenizer.get_vocab()
+        if word.startswith("Ġ") and word[1:].isalpha() and word[1:].isascii()
+    ]
     generator = random.Random(seed)
     prompts = []
     while len(prompts) < num:
@@ -285,7 +313,9 @@ async def one_grpc(client: AsyncClient, body: str) -> tuple[float, int]:
 
 async def one_http(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[float, int]:
     started, first, usage = time.perf_counter(), 0.0, b""
-    async with session.post(f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"}) as response:
+    async with session.post(
+        f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"}
+    ) as response:
         response.raise_for_status()
         async for line in response.content:
             if line.startswith(b"data: {"):
@@ -295,13 +325,18 @@ async def one_http(session: aiohttp.ClientSession, url: str, body: bytes) -> tup
     return first, int(orjson.loads(usage[6:])["usage"]["completion_tokens"])
 
 
-async def load(kind: str, ready: dict[str, Any], engine_url: str, prompts: list[str], concurrency: int, out: int) -> dict[str, float]:
+async def load(
+    kind: str, ready: dict[str, Any], engine_url: str, prompts: list[str], concurrency: int, out: int
+) -> dict[str, float]:
     """Send all prompts, `concurrency` at a time; returns the totals."""
     gate = asyncio.Semaphore(concurrency)
     fields = {"model": "bench", "max_tokens": out, "ignore_eos": True, "temperature": 0, "stream": True}
     bodies = [{**fields, "prompt": prompt, "stream_options": {"include_usage": True}} for prompt in prompts]
     connector = aiohttp.TCPConnector(limit=0)
-    async with AsyncClient(ready["address"], timeout_s=600) as client, aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
+    async with (
+        AsyncClient(ready["address"], timeout_s=600) as client,
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session,
+    ):
 
         async def send(body: dict[str, Any]) -> tuple[float, int]:
             async with gate:
@@ -330,7 +365,9 @@ def engine_url(server: Served) -> str:
     raise SystemExit("the engine's port was not found")
 
 
-def measure(server: Served, ready: dict[str, Any], checkpoint: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    server: Served, ready: dict[str, Any], checkpoint: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     url = engine_url(server)
     seed = 0
     rows = []
@@ -345,11 +382,19 @@ def measure(server: Served, ready: dict[str, Any], checkpoint: Path, options: ar
                 server_before, engine_before = server.cpu_s()
                 result = uvloop.run(load(kind, ready, url, prompts, concurrency, out))
                 server_after, engine_after = server.cpu_s()
-                result["server_cpu_s_per_1k"] = (server_after - server_before) / result["output_tokens"] * 1000
-                result["engine_cpu_s_per_1k"] = (engine_after - engine_before) / result["output_tokens"] * 1000
+                result["server_cpu_s_per_1k"] = (
+                    (server_after - server_before) / result["output_tokens"] * 1000
+                )
+                result["engine_cpu_s_per_1k"] = (
+                    (engine_after - engine_before) / result["output_tokens"] * 1000
+                )
                 if round_index >= 0:
                     found.append(result)
-        row: dict[str, Any] = {"concurrency": concurrency, "input_tokens": options.input_tokens, "output_tokens": options.output_tokens}
+        row: dict[str, Any] = {
+            "concurrency": concurrency,
+            "input_tokens": options.input_tokens,
+            "output_tokens": options.output_tokens,
+        }
         for kind, found in samples.items():
             for key in found[0]:
                 row[f"{kind}_{key}"] = round(statistics.median(sample[key] for sample in found), 4)
@@ -366,17 +411,27 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     work = Path(tempfile.mkdtemp(prefix="gpu-engines-"))
     record: dict[str, Any] = {"back_end": options.back_end, "command": " ".join(sys.argv[1:])}
     if options.tiny:
-        folder = make_folder(work, options.tiny, options.back_end, options, max_model_len=2048, gpu_memory_utilization=0.3)
+        folder = make_folder(
+            work, options.tiny, options.back_end, options, max_model_len=2048, gpu_memory_utilization=0.3
+        )
         questions = json.loads((options.tiny / "qa.json").read_text())
         with served(folder, work / "tiny.log") as (_, ready):
             record["tiny_ready_s"] = ready["ready_s"]
             print(f"{options.back_end}: the tiny checkpoint is ready after {ready['ready_s']} s", flush=True)
-            record["answers"] = attempt("answers", lambda: uvloop.run(check_answers(ready["address"], questions)))
+            record["answers"] = attempt(
+                "answers", lambda: uvloop.run(check_answers(ready["address"], questions))
+            )
     if options.leave_gib:
-        folder = make_folder(work, options.tiny, options.back_end, options, max_model_len=2048, gpu_memory_utilization=0.9)
-        record["out_of_memory"] = attempt("out_of_memory", lambda: check_out_of_memory(folder, work / "oom.log", options.leave_gib))
+        folder = make_folder(
+            work, options.tiny, options.back_end, options, max_model_len=2048, gpu_memory_utilization=0.9
+        )
+        record["out_of_memory"] = attempt(
+            "out_of_memory", lambda: check_out_of_memory(folder, work / "oom.log", options.leave_gib)
+        )
     if options.big:
-        folder = make_folder(work, options.big, options.back_end, options, max_model_len=4096, gpu_memory_utilization=0.8)
+        folder = make_folder(
+            work, options.big, options.back_end, options, max_model_len=4096, gpu_memory_utilization=0.8
+        )
         with served(folder, work / "big.log") as (server, ready):
             record["big_ready_s"] = ready["ready_s"]
             print(f"{options.back_end}: the 7B checkpoint is ready after {ready['ready_s']} s", flush=True)
@@ -399,14 +454,20 @@ def attempt(name: str, check: Callable[[], Any]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--back-end", choices=BACK_ENDS, required=True)
     parser.add_argument("--python", required=True, help="the interpreter that has the engine")
     parser.add_argument("--engine-args", default="{}", help="JSON")
-    parser.add_argument("--engine-options", default="{}", help="JSON: more keys of config.yaml's engine section")
+    parser.add_argument(
+        "--engine-options", default="{}", help="JSON: more keys of config.yaml's engine section"
+    )
     parser.add_argument("--tiny", type=Path)
     parser.add_argument("--big", type=Path)
-    parser.add_argument("--leave-gib", type=float, default=0.0, help="memory left by the holder of the out-of-memory check")
+    parser.add_argument(
+        "--leave-gib", type=float, default=0.0, help="memory left by the holder of the out-of-memory check"
+    )
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--concurrency", default="1,100")
     parser.add_argument("--input-tokens", type=int, default=2048)

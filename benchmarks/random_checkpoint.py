@@ -51,9 +51,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 TOKENIZER_VOCABULARY = 32000
 SHARD_BYTES = 4 * 2**30
 # Qwen2's own splitting: transformers 5 puts it in place of any other for this model type.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -99,7 +97,7 @@ def train_tokenizer(out_dir: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def write_weights(out_dir: Path, config: dict[str, Any], num_ids: int, device: str) -> int:
+def write_weights(out_dir: Path, num_ids: int, device: str) -> int:
     """Write the shards and their index; returns the bytes of all weights."""
     import torch
     from safetensors.torch import save_file
@@ -141,7 +139,9 @@ def write_weights(out_dir: Path, config: dict[str, Any], num_ids: int, device: s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen2-7b")
     parser.add_argument("--device", default="cuda")
@@ -162,7 +162,7 @@ def main() -> None:
     (options.out_dir / "config.json").write_text(json.dumps(config, indent=2))
     generation = {"eos_token_id": 2, "pad_token_id": 0, "do_sample": False}
     (options.out_dir / "generation_config.json").write_text(json.dumps(generation, indent=2))
-    total = write_weights(options.out_dir, config, num_ids, options.device)
+    total = write_weights(options.out_dir, num_ids, options.device)
     print(f"{total / 2**30:.2f} GiB of weights, {num_ids} tokens, {time.monotonic() - started:.0f} s")
 
 

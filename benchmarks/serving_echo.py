@@ -89,7 +89,9 @@ class Process:
 
     def __init__(self, kind: str, core: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", kind, "--core", str(core)], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--serve", kind, "--core", str(core)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().strip()
@@ -162,7 +164,9 @@ async def load(
         return {"units_s": num_units / (time.perf_counter() - started), "num_failed": num_failed}
 
 
-def measure(server: Process, call: Callable[[Any], Awaitable[int]], num_callers: int, seconds: float) -> dict[str, float]:
+def measure(
+    server: Process, call: Callable[[Any], Awaitable[int]], num_callers: int, seconds: float
+) -> dict[str, float]:
     cpu_before = server.cpu_s()
     started = time.perf_counter()
     result = uvloop.run(load(server.address, call, num_callers, seconds))
@@ -213,7 +217,10 @@ def measure_memory(num_streams: int) -> dict[str, Any]:
                 f"after_{num_streams // 2}_streams_mib": round(half, 1),
                 f"after_{num_streams}_streams_mib": round(server.memory_mib(), 1),
             }
-            print(f"resident memory, {kind}: " + ", ".join(f"{key} {value}" for key, value in result[kind].items()))
+            print(
+                f"resident memory, {kind}: "
+                + ", ".join(f"{key} {value}" for key, value in result[kind].items())
+            )
     return result
 
 
@@ -226,7 +233,9 @@ async def run_streams(address: str, num_streams: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--callers", default="1,16,100,1000")
@@ -240,7 +249,9 @@ def main() -> None:
         uvloop.run(SERVERS[options.serve]())
         return
     callers = [int(text) for text in options.callers.split(",")]
-    print(f"{'':22}{'callers':>8}{'bare/s':>11}{'modelkit/s':>11}{'ratio':>8}{'bare µs':>9}{'ours µs':>9}{'CPU':>7}{'failed':>8}")
+    print(
+        f"{'':22}{'callers':>8}{'bare/s':>11}{'modelkit/s':>11}{'ratio':>8}{'bare µs':>9}{'ours µs':>9}{'CPU':>7}{'failed':>8}"
+    )
     rows = compare("unary", unary_call, callers, options.rounds, options.seconds)
     rows += compare("stream", stream_call(0.0), callers, options.rounds, options.seconds)
     paced = [num for num in callers if num in (1, 100)]

@@ -34,7 +34,9 @@ def run(command: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=21)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -50,7 +52,11 @@ def main() -> None:
         rows.append({"command": name, "median_s": round(median, 4), "min_s": round(min(times), 4)})
         print(f"{name:<26}{median:>10.3f}{median - floor:>18.3f}{median / floor:>8.1f}")
     if options.json:
-        record = {"command": " ".join(sys.argv), "versions": {"python": platform.python_version()}, "rows": rows}
+        record = {
+            "command": " ".join(sys.argv),
+            "versions": {"python": platform.python_version()},
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -37,7 +37,8 @@ once; `modelkit schema` prints the [JSON Schema](config.schema.json) behind the 
 
 Differences between environments go into an overlay: with `--env prod` (or `MODELKIT_ENV=prod`) the keys of
 `config.prod.yaml` are laid over those of `config.yaml`; lists are replaced as a whole. Single keys can be set on the
-command line, over both: `--set compute.num_accelerators=2`, `--set secrets[0].env_var=API_KEY`.
+command line, over both: `--set compute.num_accelerators=2`, `--set 'secrets[0].env_var=API_KEY'` (the number after the
+last adds an item; the quotes keep the shell from reading the brackets).
 """
 
 # A value of each common option, to show what an adapter makes of it; other values where an engine has other words.

@@ -35,10 +35,10 @@ def encode(value: Any, depth: int = 0) -> pb.Value:
 
 
 def decode(message: pb.Value) -> Any:
-    """Turn a Value into a Python value. Raises ValueError when it is empty or its tensor is malformed."""
+    """Turn a Value into a Python value. Raises ValueError when it is empty, of an unknown kind, or malformed."""
     kind = message.WhichOneof("kind")
     if kind is None:
-        raise ValueError("the value is empty: none of its kinds is set")
+        raise ValueError(_without_kind(message))
     return _DECODERS[kind](message)
 
 
@@ -85,6 +85,8 @@ def _encode_dict(value: Mapping[Any, Any], depth: int) -> pb.Value:
         pb.MapEntry(key=_encode_key(key), value=_encode_member(f".{key}", item, depth))
         for key, item in value.items()
     ]
+    if len({entry.key for entry in entries}) < len(entries):
+        raise ValueError("two keys are the same as text, such as 1 and '1'")
     return pb.Value(map_value=pb.MapValue(entries=entries))
 
 
@@ -147,8 +149,12 @@ def _convert_foreign(value: Any) -> Any:
     A value of a library's type can only exist when that library is imported, so nothing is imported here.
     """
     pydantic = sys.modules.get("pydantic")
+    if pydantic and isinstance(value, pydantic.RootModel):
+        return value.root
     if pydantic and isinstance(value, pydantic.BaseModel):
-        return {name: getattr(value, name) for name in type(value).model_fields}
+        # By alias, as the model reads itself back.
+        fields = type(value).model_fields.items()
+        return {info.serialization_alias or name: getattr(value, name) for name, info in fields}
     numpy = sys.modules.get("numpy")
     if numpy and isinstance(value, numpy.ndarray):
         return Tensor.from_numpy(value)
@@ -158,7 +164,22 @@ def _convert_foreign(value: Any) -> Any:
     pil = sys.modules.get("PIL.Image")
     if pil and isinstance(value, pil.Image):
         return Image.from_pil(value)
-    return None
+    return _as_text(value)
+
+
+_TEXT_MODULES = frozenset({"datetime", "decimal", "ipaddress", "pathlib", "uuid"})
+
+
+def _as_text(value: Any) -> str | None:
+    """Write a date, UUID, path or the like as pydantic does, which reads it back where a field has that type."""
+    core = sys.modules.get("pydantic_core")
+    if core is None or type(value).__module__.partition(".")[0] not in _TEXT_MODULES:
+        return None
+    try:
+        text = core.to_jsonable_python(value)
+    except core.PydanticSerializationError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 # The base of another (int of bool) comes after it: subclasses are looked up in this order.
@@ -193,6 +214,15 @@ _CONTAINERS: dict[type, Callable[[Any, int], pb.Value]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def _without_kind(message: pb.Value) -> str:
+    """Say why a value has none of the kinds that the contract had when this was written."""
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    if len(UnknownFieldSet(message)):
+        return "a kind of value that this version does not know; is the other side newer?"
+    return "the value is empty: none of its kinds is set"
 
 
 def _decode_list(message: pb.Value) -> list[Any]:

@@ -4,9 +4,10 @@ All are small, immutable and made of bytes. numpy and Pillow are imported only b
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +124,8 @@ class Tensor:
     Raises ValueError when it is not, so that a tensor that exists can always be read.
     """
 
+    DTYPES: ClassVar[Sequence[str]] = tuple(_ITEM_BYTES)
+
     shape: tuple[int, ...]
     dtype: str
     data: bytes = field(repr=False)
@@ -153,8 +156,12 @@ class Tensor:
         import numpy as np
 
         if self.dtype == "bfloat16":
-            import ml_dtypes
-
+            try:
+                import ml_dtypes
+            except ImportError as error:
+                raise ValueError(
+                    "numpy has no bfloat16; install the ml_dtypes package, or send float32"
+                ) from error
             return np.frombuffer(self.data, dtype=ml_dtypes.bfloat16).reshape(self.shape)
         little = np.dtype(self.dtype).newbyteorder("<")
         return np.frombuffer(self.data, dtype=little).reshape(self.shape)

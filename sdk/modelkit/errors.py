@@ -8,8 +8,8 @@
     ├── ServeError                     1   UNAVAILABLE          the server could not start (a port in use, ...)
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
-        ├── MethodNotFoundError            NOT_FOUND
         ├── NotFoundError                  NOT_FOUND
+        │   └── MethodNotFoundError        NOT_FOUND
         ├── FailedPreconditionError        FAILED_PRECONDITION
         ├── UnauthenticatedError           UNAUTHENTICATED
         ├── PermissionDeniedError          PERMISSION_DENIED
@@ -131,7 +131,8 @@ class ServeError(ModelkitError):
 class CallError(ModelkitError):
     """A call failed. Raised by the predictor, sent as a gRPC status, raised again by the client.
 
-    A model's method may raise any subclass to choose the status that its caller sees.
+    A model's method may raise any subclass to choose the status that its caller sees. `executed` is False where the
+    model has certainly not seen the call, so that repeating it cannot do anything twice.
     """
 
     def __init__(
@@ -142,11 +143,13 @@ class CallError(ModelkitError):
         violations: Sequence[Violation] = (),
         retry_after_s: float | None = None,
         request_id: str = "",
+        executed: bool = True,
     ) -> None:
         super().__init__(message, cure=cure)
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s
         self.request_id = request_id
+        self.executed = executed
 
 
 class InvalidArgumentError(CallError):
@@ -222,7 +225,7 @@ class UnimplementedError(CallError):
 
 
 class InternalError(CallError):
-    """The model raised an error of its own; the server's log has the traceback, the caller does not."""
+    """The model raised an error of its own; the caller gets its type and message, the server's log the traceback."""
 
     grpc_status = "INTERNAL"
 

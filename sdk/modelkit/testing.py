@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from modelkit.config import Config
 from modelkit.model import Model, ModelContext
 from modelkit.server import Server, ServerOptions
@@ -55,13 +57,9 @@ def run_server(
     options = options or ServerOptions(port=0, drain_timeout_s=2.0)
     if http and options.http_port is None:
         options = replace(options, http_port=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="modelkit-test-server", daemon=True)
-    thread.start()
-    server = Server(
-        instance, options, model_id=config.model.id, engine=config.engine.name if config.engine else ""
-    )
-    try:
+    engine = config.engine.name if config.engine else ""
+    server = Server(instance, options, model_id=config.model.id, engine=engine)
+    with _loop_in_thread() as loop:
         asyncio.run_coroutine_threadsafe(server.startup(), loop).result(_START_TIMEOUT_S)
         running = RunningServer(server, loop)
         try:
@@ -70,7 +68,26 @@ def run_server(
             yield running
         finally:
             running.run(server.shutdown())
+
+
+@contextmanager
+def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread; what still runs on it at the end is cancelled."""
+    loop = uvloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="modelkit-test-server", daemon=True)
+    thread.start()
+    try:
+        yield loop
     finally:
+        asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result(_START_TIMEOUT_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()

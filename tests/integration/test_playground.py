@@ -72,7 +72,9 @@ async def test_it_chats_and_calls_methods(tmp_path):
             await page.run(script("count", **{"0": "3"}))
             await page.wait("document.querySelector('#output').textContent === '0\\n1\\n2\\n'")
             await page.run(script("fail"))
-            await page.wait("document.querySelector('#output.bad')?.textContent.includes('no luck')")
+            await page.wait(
+                "document.querySelector('#output.bad')?.textContent.includes('raised ValueError')"
+            )
 
             assert await page.run("document.querySelector('#state').textContent") == "ready"
             await page.run("document.querySelector('#theme').click()")

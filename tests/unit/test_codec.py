@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import types
@@ -17,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image as PILImage
 
 from modelkit import codec
-from modelkit.datatypes import _ITEM_BYTES, Audio, Image, Tensor, Text, Video
+from modelkit.datatypes import _ITEM_BYTES, Audio, Image, Text, Video
 from modelkit.inference.v1 import inference_pb2 as pb
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)
@@ -105,8 +106,9 @@ def test_keys_that_are_not_strings_travel_as_text():
     class Color(enum.Enum):
         RED = "red"
 
-    assert through_the_wire({1: "a", 2.5: "b", True: "c", Color.RED: "d"}) == {
-        "1": "c",  # True is 1 to a dict
+    assert through_the_wire({1: "a", 2.5: "b", False: "c", Color.RED: "d"}) == {
+        "1": "a",
+        "False": "c",
         "2.5": "b",
         "red": "d",
     }
@@ -169,10 +171,12 @@ def test_a_value_nested_too_deeply_is_refused_by_the_sender(wrap, depth):
 
 def test_the_limit_is_needed():
     """Without it sender and reader would only know that protobuf could not parse."""
-    value = pb.Value(int_value=1)
+
+    def wrap(value):
+        return pb.Value(list_value=pb.ListValue(items=[value]))
+
     with pytest.raises(DecodeError):
-        for _ in range(60):
-            value = pb.Value(list_value=pb.ListValue(items=[value]))
+        functools.reduce(lambda value, _: wrap(value), range(60), pb.Value(int_value=1))
 
 
 def test_a_value_that_contains_itself_is_refused():
@@ -195,13 +199,13 @@ def test_an_error_raised_inside_a_property_keeps_its_kind():
     class Broken(pydantic.BaseModel):
         inner: object
 
-    class Odd(ValueError):
+    class OddError(ValueError):
         def __init__(self, one, two):
             super().__init__(one, two)
 
     class Raises(dict):
         def items(self):
-            raise Odd(1, 2)
+            raise OddError(1, 2)
 
     with pytest.raises(ValueError, match=r"\.inner: "):
         codec.encode(Broken(inner=Raises(a=1)))
@@ -264,7 +268,7 @@ def test_numpy_scalars_become_plain_values(scalar):
     [object(), print, 1j, np.longdouble(1), np.array([object()]), np.array(["a"]), (i for i in "ab"), int],
 )
 def test_what_has_no_place_on_the_wire_is_refused(value):
-    with pytest.raises((TypeError, ValueError), match="cannot send|unknown dtype"):
+    with pytest.raises((TypeError, ValueError), match=r"cannot send|unknown dtype"):
         codec.encode(value)
 
 
@@ -349,15 +353,17 @@ def test_many_megabytes_come_back():
 def test_a_value_of_no_kind_is_refused():
     with pytest.raises(ValueError, match="none of its kinds is set"):
         codec.decode(pb.Value())
+    entries = [pb.MapEntry(key="a")]
     with pytest.raises(ValueError, match=r"x\.a: the value is empty"):
-        entries = [pb.MapEntry(key="a")]
         codec.decode_arguments({"x": pb.Value(map_value=pb.MapValue(entries=entries))})
 
 
 def test_a_kind_of_a_later_version_is_refused_not_guessed():
-    unknown_field_99 = b"\x9a\x06\x01x"
-    with pytest.raises(ValueError, match="none of its kinds is set"):
-        codec.decode(pb.Value.FromString(unknown_field_99))
+    later = pb.Value.FromString(b"\x9a\x06\x01x")  # field 99
+    with pytest.raises(ValueError, match="a kind of value that this version does not know; is the other"):
+        codec.decode(later)
+    with pytest.raises(ValueError, match=r"^\[0\]: a kind of value that this version does not know"):
+        codec.decode(pb.Value(list_value=pb.ListValue(items=[later])))
 
 
 @given(st.binary(max_size=200))
@@ -368,10 +374,9 @@ def test_random_bytes_are_a_value_or_a_clean_error(garbage):
         return
     try:
         value = codec.decode(message)
-    except ValueError as error:
-        assert str(error)
-    else:
-        codec.encode(value)
+    except ValueError:
+        return
+    assert codec.encode(value).WhichOneof("kind") == message.WhichOneof("kind")
 
 
 def test_plain_values_are_json_in_all_but_name():

@@ -1,5 +1,6 @@
 """The repository itself: what is in the wheel, what must not be in a file, what the documents claim."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import modelkit
+from modelkit.cli.app import VERBS
 from paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -20,6 +22,8 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
 ]
+
+EXAMPLE_NAMES = [path.name for path in (ROOT / "examples").iterdir() if path.is_dir()]
 
 # Written in halves, because this file is read too. Package clients know where their index is, and a path of one
 # machine helps nobody on another.
@@ -62,12 +66,32 @@ def test_no_large_file_is_kept():
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory) -> list[str]:
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("modelkit_sdk-*.whl")
-    return zipfile.ZipFile(wheel).namelist()
+    (path,) = folder.glob("modelkit_sdk-*.whl")
+    with zipfile.ZipFile(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def wheel_names(wheel) -> list[str]:
+    return wheel.namelist()
+
+
+def test_the_wheel_makes_a_valid_folder(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    for arguments in (["init", "greeter"], ["validate", "greeter"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "modelkit", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_wheel_has_the_whole_package(wheel_names):
@@ -121,6 +145,17 @@ def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"", text)
     local = [link for pair in links for link in pair if link and not link.startswith(("http", "mailto:"))]
     assert [link for link in local if not (ROOT / document).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS + [f"examples/{name}/README.md" for name in EXAMPLE_NAMES])
+def test_commands_in_documents_exist(document):
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    verbs = {match[1] for line in lines if (match := re.match(r"modelkit (\w+)", line))}
+    targets = {match[1] for line in lines if (match := re.match(r"make ([\w-]+)", line))}
+    makefile = (ROOT / "Makefile").read_text()
+    assert verbs <= set(VERBS)
+    assert [target for target in targets if f"\n{target}: " not in makefile] == []
 
 
 def test_every_example_says_what_it_is():

@@ -8,7 +8,6 @@ Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 from modelkit.config import CheckpointConfig
 from modelkit.errors import LoadError
@@ -29,13 +28,19 @@ def resolve(config: CheckpointConfig, model_dir: Path) -> Path:  # noqa: ARG001 
             "a checkpoint from Hugging Face needs 'checkpoints.repo_id'",
             cure="name the repository in config.yaml, such as repo_id: Qwen/Qwen2-0.5B-Instruct",
         )
-    note = _note(config)
-    known = _noted_snapshot(note)
-    if known is not None:
-        return known
-    token = _token(config)
+    token = None
     try:
+        note = _note(config)
+        known = _noted_snapshot(note)
+        if known is not None:
+            return known
+        token = _token(config)
+        if _is_offline():
+            # Perhaps a part only; the Hub would have to say what the whole is.
+            return _snapshot(config, token, config.ignored_file_patterns, offline=True)
         snapshot = _fetch(config, token)
+    except LoadError:
+        raise
     except Exception as error:
         raise _translated(error, config, token) from error
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -44,30 +49,49 @@ def resolve(config: CheckpointConfig, model_dir: Path) -> Path:  # noqa: ARG001 
 
 
 def _fetch(config: CheckpointConfig, token: str | None) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    """Return the snapshot with every file that the Hub lists and the config wants."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined, unused-ignore]
 
-    offline = bool(constants.HF_HUB_OFFLINE)
+    info = HfApi(token=token).model_info(config.repo_id or "", revision=config.revision)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    ignored = config.ignored_file_patterns
+    if (
+        not ignored
+        and not config.allowed_file_patterns
+        and any(name.endswith(".safetensors") for name in names)
+    ):
+        ignored = DUPLICATE_FORMATS
+    snapshot = _snapshot(config, token, ignored, offline=False)
+    allowed = list(config.allowed_file_patterns) or None
+    wanted = filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=list(ignored) or None)
+    # Where the network fails half-way, the library may give what it has without a word.
+    missing = [name for name in wanted if not (snapshot / name).is_file()]
+    if missing:
+        raise LoadError(f"cannot fetch {config.repo_id}: {missing[0]} did not arrive", cure="try again")
+    return snapshot
+
+
+def _snapshot(
+    config: CheckpointConfig, token: str | None, ignored: tuple[str, ...], *, offline: bool
+) -> Path:
+    from huggingface_hub import snapshot_download
+
     folder = snapshot_download(
         config.repo_id or "",
         revision=config.revision,
         allow_patterns=list(config.allowed_file_patterns) or None,
-        ignore_patterns=_ignored(config, token, offline=offline),
+        ignore_patterns=list(ignored) or None,
         token=token,
         local_files_only=offline,
     )
     return Path(folder).resolve()
 
 
-def _ignored(config: CheckpointConfig, token: str | None, *, offline: bool) -> list[str] | None:
-    """Return the patterns to leave out; where config.yaml has none at all, other formats of the same weights."""
-    if config.ignored_file_patterns:
-        return list(config.ignored_file_patterns)
-    if config.allowed_file_patterns or offline:
-        return None
-    from huggingface_hub import HfApi
+def _is_offline() -> bool:
+    from huggingface_hub import constants
 
-    names = HfApi(token=token).list_repo_files(config.repo_id or "", revision=config.revision)
-    return list(DUPLICATE_FORMATS) if any(name.endswith(".safetensors") for name in names) else None
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _token(config: CheckpointConfig) -> str | None:
@@ -129,25 +153,20 @@ def _translated(error: Exception, config: CheckpointConfig, token: str | None) -
             "there is no such repository, or it is private",
             f"correct checkpoints.repo_id in config.yaml, or {login}",
         ),
-        (
-            (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, *_network_errors()),
-            "it is not in the cache, and the Hub cannot be reached",
-            "connect to the network and unset HF_HUB_OFFLINE, or copy the files and use checkpoints.type: local",
-        ),
     )
     for kinds, reason, cure in table:
         if isinstance(error, kinds):
             return LoadError(f"cannot fetch {config.repo_id}: {reason}", cure=cure)
+    offline = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    if isinstance(error, offline) or _is_network_error(error):
+        return LoadError(
+            f"cannot fetch {config.repo_id}: it is not complete in the cache, and the Hub cannot be reached",
+            cure="connect to the network; or set HF_HUB_OFFLINE=1 to take what the cache has; or use type: local",
+        )
     return LoadError(f"cannot fetch {config.repo_id}: {error}", cure="try again; what has arrived is kept")
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of the HTTP library that the Hub's client uses: httpx since 1.0, requests before."""
-    from importlib.util import find_spec
-
-    kinds: list[type[Exception]] = [ConnectionError, TimeoutError]
-    for name, error in (("httpx", "TransportError"), ("requests", "ConnectionError")):
-        if find_spec(name) is not None:
-            library: Any = __import__(name)
-            kinds.append(getattr(library, error))
-    return tuple(kinds)
+def _is_network_error(error: Exception) -> bool:
+    """Tell by the names of its classes: the Hub's client has had three HTTP libraries in as many versions."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint({"TransportError", "ConnectionError", "Timeout", "TimeoutError"})

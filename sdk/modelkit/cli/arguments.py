@@ -70,7 +70,7 @@ def _find(method: "MethodDescription", name: str) -> "ArgumentDescription":
             return argument
     guess = closest(name, [argument.name for argument in method.arguments])
     hint = f"; did you mean '{guess}'?" if guess else ""
-    raise UsageError(f"{method.name} has no argument '{name}'{hint}", cure=f"it is {method}")
+    raise UsageError(f"{method.name} has no argument '{name}'{hint}", cure=method.hint)
 
 
 def _parse_texts(argument: "ArgumentDescription", texts: list[str]) -> Any:

@@ -133,16 +133,16 @@ def error(failure: ModelkitError) -> None:
 
 
 def unexpected(failure: Exception) -> None:
-    """Print an exception nobody meant to raise: one line and where to report it, the traceback with -v."""
+    """Print an exception nobody meant to raise: one line and what a report of it needs, the traceback with -v."""
     _note(f"{paint('error', 'red')}: unexpected {type(failure).__name__}: {failure}")
     if _settings.verbose:
         _traceback(failure)
         _help(
-            f"this is a bug in modelkit; please report it {_tracker()} with the traceback and `modelkit version`"
+            "this is a bug in modelkit, not in your model; a report needs the traceback and `modelkit version`"
         )
     else:
         _help(
-            f"this is a bug in modelkit; repeat with -v for the traceback, and please report it {_tracker()}"
+            "this is a bug in modelkit, not in your model; repeat with -v for the traceback, which a report needs"
         )
 
 
@@ -206,21 +206,6 @@ def _traceback(failure: BaseException) -> None:
     import traceback
 
     _note("".join(traceback.format_exception(failure)).rstrip())
-
-
-def _tracker() -> str:
-    """Where to report a bug, from the metadata of the installed distribution."""
-    from importlib.metadata import PackageNotFoundError, metadata
-
-    try:
-        urls = metadata("modelkit-sdk").get_all("Project-URL") or []
-    except PackageNotFoundError:
-        urls = []
-    for url in urls:
-        label, _, address = url.partition(", ")
-        if label.lower() in {"issues", "bug tracker", "tracker"}:
-            return f"at {address}"
-    return "to the project's issue tracker"
 
 
 @contextmanager

@@ -66,9 +66,8 @@ def _without_empty(value: Any) -> Any:
 
 
 def _heading(model: "ModelDescription") -> str:
-    state = "ready" if model.ready else "loading"
     facts = [
-        state,
+        model.state,
         *([f"engine {model.engine}"] if model.engine else []),
         f"modelkit {model.modelkit_version}",
     ]

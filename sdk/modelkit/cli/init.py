@@ -233,7 +233,11 @@ def _write(path: Path, text: str) -> None:
 def _next_steps(target: Path, template: str) -> str:
     folder = f"'{target}'" if re.search(r"[^\w./-]", str(target)) else str(target)
     lines = (target / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    steps = [f"modelkit validate {folder}", f"modelkit serve {folder} --local", 'modelkit predict "Hello"']
+    steps = [
+        f"modelkit validate {folder}",
+        f"modelkit serve {folder} --local",
+        'modelkit predict "Hello"   # in another terminal',
+    ]
     if _pinned_version(template) is not None:
         # Not from requirements.txt: that would put the engine beside modelkit, and its CUDA build at that.
         steps.insert(0, f"modelkit engines install {template}")

@@ -17,7 +17,7 @@ from modelkit.datatypes import Text
 from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelkit.client import Client, MethodDescription, ModelDescription, Stream, Usage
+    from modelkit.client import Client, MethodDescription, ModelDescription, Response, Stream, Usage
 
 __all__ = ["command"]
 
@@ -26,7 +26,9 @@ def command(
     text: Annotated[
         str | None,
         typer.Argument(
-            show_default=False, help="For the method's first string argument; - or a pipe reads stdin."
+            metavar="TEXT",
+            show_default=False,
+            help="For the method's first string argument; - or a pipe reads stdin.",
         ),
     ] = None,
     *,
@@ -112,23 +114,24 @@ def _read_arguments(
         items = [text] if text not in {None, "-"} else (line.rstrip("\r\n") for line in sys.stdin)
         bind(method, (), {**arguments, streamed.name: items})
         return arguments, (parse_value(streamed, item) for item in items)
-    text = _read_text(text, arguments_given=bool(arguments))
+    target = text_argument(method)
+    if text == "-" or (text is None and target is not None and not arguments):
+        text = _read_stdin(asked_for=text == "-")
     if text is not None:
-        target = text_argument(method)
         if target is None:
             raise UsageError(
-                f"{method.name} has no argument for a text", cure=f"it is {method}; write -i NAME=VALUE"
+                f"{method.name} has no argument for a text", cure=f"{method.hint}; write -i NAME=VALUE"
             )
         arguments = {target.name: text, **arguments}
     return bind(method, (), arguments), ()
 
 
-def _read_text(text: str | None, *, arguments_given: bool) -> str | None:
-    """Return the text to send; stdin is read when it is asked for, or when it is a pipe and nothing else is given."""
-    if text == "-" or (text is None and not arguments_given and not sys.stdin.isatty()):
-        piped = sys.stdin.read()
-        return piped if piped or text == "-" else None
-    return text
+def _read_stdin(*, asked_for: bool) -> str | None:
+    """Return the text of a pipe, without the newline that `echo` adds; of a terminal only when it is asked for."""
+    if not asked_for and sys.stdin.isatty():
+        return None
+    text = sys.stdin.read().removesuffix("\n")
+    return text if text or asked_for else None
 
 
 def _call(
@@ -143,7 +146,7 @@ def _call(
     if method.kind == "unary":
         response = client.call(method=method.name, arguments=arguments, timeout_s=timeout_s)
         answer.add((response.value,), response.usage)
-        answer.close(response.usage, response.request_id, dict(response.metadata))
+        answer.close(response)
         return
     if method.kind == "server_stream":
         opened = client.generate(method=method.name, arguments=arguments, timeout_s=timeout_s)
@@ -160,7 +163,7 @@ def _drain(stream: "Stream", answer: "_Answer") -> None:
                 answer.add(chunk.items, chunk.usage)
         finally:
             answer.end_line()
-        answer.close(stream.usage, stream.request_id, dict(stream.metadata))
+        answer.close(stream)
 
 
 @dataclass
@@ -174,6 +177,7 @@ class _Answer:
     usage: "Usage | None" = None
     request_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    finish_reason: str = ""
     started_at: float = 0.0
     arrivals: list[float] = field(default_factory=list)
     first_tokens: int = 0
@@ -192,10 +196,11 @@ class _Answer:
             for item in items:
                 self._print(item)
 
-    def close(self, usage: "Usage | None", request_id: str, metadata: dict[str, str]) -> None:
+    def close(self, told: "Response | Stream") -> None:
         """Take in what is known at the end."""
         self.ended_at = time.perf_counter()
-        self.usage, self.request_id, self.metadata = usage, request_id, metadata
+        self.usage, self.request_id, self.metadata = told.usage, told.request_id, dict(told.metadata)
+        self.finish_reason = told.finish_reason
 
     def end_line(self) -> None:
         """End a line of streamed text that does not end itself."""
@@ -261,8 +266,7 @@ class _Answer:
             parts.append(f"{timing['output_tokens_per_s']:,.1f} tokens/s")
         elif timing["chunks_per_s"]:
             parts.append(f"{timing['chunks_per_s']:,.1f} chunks/s")
-        finish = self.metadata.get("finish_reason")
-        return " · ".join([*parts, f"finish: {finish}"] if finish else parts)
+        return " · ".join([*parts, f"finish: {self.finish_reason}"] if self.finish_reason else parts)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, as -o json prints it."""
@@ -271,6 +275,7 @@ class _Answer:
         return {
             "result": str(self.save) if self.save is not None else plain(self.value),
             "usage": None if self.usage is None else asdict(self.usage),
+            "finish_reason": self.finish_reason or None,
             "request_id": self.request_id,
             "metadata": self.metadata,
             "timing": self.timing(),

@@ -61,7 +61,8 @@ def command(
         list[str] | None, typer.Option("--set", help="Set a key: server.max_queue=64.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run the model on another engine than config.yaml names.")
+        str | None,
+        typer.Option(metavar="NAME", help="Run the model on another engine than config.yaml names."),
     ] = None,
     api_key_env: Annotated[
         str | None,
@@ -106,7 +107,7 @@ def command(
             api_key=_api_key(api_key_env),
         )
         model = open_model(path, config, progress.report)
-    _configure_logging(log_format)
+    _configure_logging(log_format, path)
     _warn_if_open(options)
     server = _server(model, options, config)
     return _run(server, progress, lambda: _announce(server, config, started, as_json=as_json))
@@ -239,11 +240,11 @@ def _server(model: "Model", options: "ServerOptions", config: Config) -> "Server
     )
 
 
-def _configure_logging(style: Literal["text", "json"]) -> None:
+def _configure_logging(style: Literal["text", "json"], model_dir: Path) -> None:
     from modelkit.server.logs import configure_logging
 
     level = logging.DEBUG if console.is_verbose() else logging.WARNING if console.is_quiet() else logging.INFO
-    configure_logging(level, style)
+    configure_logging(level, style, author_dir=model_dir)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> "TlsFiles | None":
@@ -259,9 +260,11 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
 def _api_key(name: str | None) -> str | None:
     if name is None:
         return None
-    key = os.environ.get(name, "")
+    key = os.environ.get(name, "").strip()  # `export KEY=$(cat file)` may leave a newline
     if not key:
         raise UsageError(f"the environment variable {name} is not set or empty", cure=f"export {name}=...")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the API key in {name} has characters that no header can carry", cure="use ASCII")
     return key
 
 
@@ -276,6 +279,8 @@ def _warn_if_open(options: "ServerOptions") -> None:
 def _reload(path: Path) -> int:
     from modelkit.server.reload import serve_and_reload
 
+    if not path.is_dir():
+        raise UsageError(f"there is no folder {path}", cure="name a model folder")
     arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
     command_line = [sys.executable, "-m", "modelkit", *arguments]
     console.info(f"watching {path} for changes")

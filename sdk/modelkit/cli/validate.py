@@ -1,5 +1,6 @@
 """`modelkit validate`: every mistake in config.yaml and model.py, found in one run without loading the model."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +39,10 @@ def command(
     from modelkit.config import check_config, find_config
 
     config, problems = check_config(path, environment=environment, overrides=overrides or ())
-    model_dir = find_config(path).parent
-    model_problems, methods = _check_model(model_dir, config) if path.exists() else ([], [])
-    problems += model_problems
+    methods: list[str] = []
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
+        model_problems, methods = _check_model(find_config(path).parent, config)
+        problems += model_problems
     console.problems(problems, output_format)
     if any(strict or problem.severity == "error" for problem in problems):
         return EXIT_PROBLEMS

@@ -3,29 +3,29 @@
 # ruff: noqa: SLF001 - the client, its methods and its streams are parts of one thing
 
 import asyncio
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from modelkit.client.base import BaseClient, BaseMethods, BaseRemoteMethod, Call, Health, ReadyWait
-from modelkit.client.binding import bind, merge_arguments, name_arguments
-from modelkit.client.channel import inference_stub
-from modelkit.client.description import MethodDescription, ModelDescription, read_description
-from modelkit.client.messages import Chunk, Response, StreamReader, Usage, encode_item, read_response
-from modelkit.client.retry import RetryPolicy
+from modelkit.client.base import (
+    BaseClient,
+    BaseSource,
+    BaseStream,
+    Call,
+    Health,
+    Prepared,
+    ReadyWait,
+    read_health,
+)
+from modelkit.client.binding import merge_arguments, name_arguments
+from modelkit.client.description import ModelDescription, read_description
+from modelkit.client.messages import Chunk, Response, encode_item, end_of_items, read_response
+from modelkit.client.remote_method import BaseMethods, BaseRemoteMethod, Bound
+from modelkit.client.retry import Deadline, RetryPolicy
 from modelkit.client.settings import TLS
 from modelkit.errors import (
     CancelledCallError,
@@ -39,6 +39,25 @@ from modelkit.inference.v1 import inference_pb2 as pb
 __all__ = ["AsyncCall", "AsyncClient", "AsyncMethods", "AsyncRemoteMethod", "AsyncStream"]
 
 
+class _Source(BaseSource):
+    """The caller's half of a bidirectional call."""
+
+    async def messages(self, start: pb.StreamRequest) -> AsyncIterator[pb.StreamRequest]:
+        yield start
+        self.consumed = True  # gRPC asks for the second message once the first has left
+        try:
+            if isinstance(self._items, AsyncIterable):
+                async for item in self._items:
+                    yield encode_item(item)
+            else:
+                for item in self._items:
+                    yield encode_item(item)
+        except Exception as error:  # noqa: BLE001 - raised again where the caller reads
+            self.fail(error)
+        else:
+            yield end_of_items()
+
+
 class AsyncClient(BaseClient):
     """Calls the methods of a served model from asynchronous code.
 
@@ -50,6 +69,8 @@ class AsyncClient(BaseClient):
 
     Parameters and errors are those of `Client`. It belongs to the event loop of its first call.
     """
+
+    _SOURCE = _Source
 
     def __init__(
         self,
@@ -74,7 +95,6 @@ class AsyncClient(BaseClient):
             headers=headers,
             allow_plaintext_api_key=allow_plaintext_api_key,
         )
-        self._open: tuple[Any, Any] | None = None
 
     async def predict(
         self,
@@ -100,11 +120,10 @@ class AsyncClient(BaseClient):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Response:
-        """Call a unary method and return its result with usage, request id and metadata."""
-        named = await self._named(method, args, merge_arguments(arguments, kwargs))
-        call = self._new_call(method, named, timeout_s=timeout_s, metadata=metadata)
-        answer = await self._ask(call, self._stub.Predict, call.invocation.predict_request())
-        return read_response(answer, call.request_id)
+        """Call a unary method and return its result with usage, request id, finish reason and metadata."""
+        deadline = self._deadline(timeout_s)
+        named = await self._named(method, args, merge_arguments(arguments, kwargs), deadline)
+        return await self._predict(self._new_call(method, named, deadline, metadata))
 
     def generate(
         self,
@@ -118,11 +137,10 @@ class AsyncClient(BaseClient):
         """Call a server-streaming method and return an asynchronous iterator; the call starts with its first item."""
         merged = merge_arguments(arguments, kwargs)
 
-        async def prepare() -> "_Prepared":
-            named = await self._named(method, args, merged)
-            return self._prepare_generate(
-                self._new_call(method, named, timeout_s=timeout_s, metadata=metadata)
-            )
+        async def prepare() -> Prepared:
+            deadline = self._deadline(timeout_s)
+            named = await self._named(method, args, merged, deadline)
+            return self._prepare_generate(self._new_call(method, named, deadline, metadata))
 
         return AsyncStream(prepare)
 
@@ -136,11 +154,14 @@ class AsyncClient(BaseClient):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> "AsyncStream":
-        """Call a bidirectional method: send `items` as they come, and return an iterator over what comes back meanwhile."""
+        """Call a bidirectional method: send `items` as they come, and return an iterator over what comes back meanwhile.
+
+        The call starts when its first item is asked for.
+        """
         merged = merge_arguments(arguments, kwargs)
 
-        async def prepare() -> "_Prepared":
-            call = self._new_call(method, merged, timeout_s=timeout_s, metadata=metadata)
+        async def prepare() -> Prepared:
+            call = self._new_call(method, merged, self._deadline(timeout_s), metadata)
             return self._prepare_stream(call, items)
 
         return AsyncStream(prepare)
@@ -152,44 +173,31 @@ class AsyncClient(BaseClient):
 
     async def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
         """Ask the server what its model is and which methods it has."""
-        call = self._new_call(timeout_s=timeout_s)
-        self._description = read_description(await self._ask(call, self._stub.Describe, pb.DescribeRequest()))
-        return self._description
+        return await self._describe(self._deadline(timeout_s))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> Health:
         """Return the state of a service of the server; "" is readiness, "liveness" is whether it answers at all."""
-        from grpc_health.v1 import health_pb2
-        from grpc_health.v1.health_pb2_grpc import HealthStub
-
-        call = self._new_call(timeout_s=timeout_s)
-        check = HealthStub(self._channel).Check
-        answer = await self._ask(call, check, health_pb2.HealthCheckRequest(service=service))
-        state: Health = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        return state
+        question = self._new_question(self._deadline(timeout_s))
+        return read_health(await self._ask(question, *self._health_check(service)))
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the model takes calls; the server may still be starting. Raises DeadlineExceededError."""
-        from grpc_health.v1 import health_pb2
-        from grpc_health.v1.health_pb2_grpc import HealthStub
-
-        call = self._new_call(timeout_s=timeout_s)
-        wait = ReadyWait(call)
+        wait = ReadyWait(self._new_question(self._deadline(timeout_s)), self._channel)
         while True:
-            updates = HealthStub(self._channel).Watch(health_pb2.HealthCheckRequest(), **call.options())
-            pause = wait.POLL_S
             try:
-                async for update in updates:
-                    if wait.saw(update.status):
-                        return
+                if wait.can_watch:
+                    await self._watch(wait)
+                else:
+                    wait.saw(await wait.check())
             except grpc.RpcError as error:
-                pause = wait.pause_s(error)
-            finally:
-                updates.cancel()
-            await asyncio.sleep(pause)
+                wait.failed(error)
+            if wait.is_over:
+                return
+            await asyncio.sleep(wait.pause_s())
 
     async def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
-        if self._open is not None:
+        if self._connected is not None:
             await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -200,20 +208,14 @@ class AsyncClient(BaseClient):
     ) -> None:
         await self.close()
 
-    @property
-    def _channel(self) -> Any:
-        return self._connection()[0]
+    async def _predict(self, call: Call) -> Response:
+        answer = await self._ask(call, self._stub.Predict, call.invocation.predict_request())
+        return read_response(answer, call.request_id)
 
-    @property
-    def _stub(self) -> Any:
-        return self._connection()[1]
-
-    def _connection(self) -> tuple[Any, Any]:
-        """Return channel and stub, made on first use: a channel belongs to the loop that runs then."""
-        if self._open is None:
-            channel = self._open_channel()
-            self._open = channel, inference_stub(channel)
-        return self._open
+    async def _describe(self, deadline: Deadline) -> ModelDescription:
+        answer = await self._ask(self._new_question(deadline), self._stub.Describe, pb.DescribeRequest())
+        self._description = read_description(answer)
+        return self._description
 
     async def _ask(self, call: Call, method: Any, request: Any) -> Any:
         """Call a unary RPC, again where the policy says so."""
@@ -221,63 +223,49 @@ class AsyncClient(BaseClient):
             try:
                 return await method(request, **call.options())
             except grpc.RpcError as error:
-                failure = call.failure(error)
-                pause = call.attempts.pause_s(failure)
-                if pause is None:
-                    raise failure from error
+                pause = call.pause_s(error)
             await asyncio.sleep(pause)
 
-    async def _named(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return name_arguments((await self._known()).method(method), args, kwargs) if args else kwargs
+    @staticmethod
+    async def _watch(wait: ReadyWait) -> None:
+        updates = wait.watch()
+        try:
+            async for update in updates:
+                if wait.saw(update):
+                    return
+        finally:
+            updates.cancel()
 
-    async def _known(self) -> ModelDescription:
+    async def _named(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
+    ) -> dict[str, Any]:
+        """Give the positional arguments their names."""
+        if not args:
+            return kwargs
+        with suppress(InvalidArgumentError, MethodNotFoundError):
+            return name_arguments((await self._known(deadline)).method(method), args, kwargs)
+        # What is known may be old: the server may have been reloaded with another signature.
+        return name_arguments((await self._describe(deadline)).method(method), args, kwargs)
+
+    async def _known(self, deadline: Deadline) -> ModelDescription:
         """Return what the server said of itself, asking once."""
-        return self._description or await self.describe()
+        return self._description or await self._describe(deadline)
 
-    def _prepare_generate(self, call: Call) -> "_Prepared":
-        return _Prepared(
-            call, lambda: self._stub.Generate(call.invocation.generate_request(), **call.options()), None
-        )
-
-    def _prepare_stream(self, call: Call, items: Iterable[Any] | AsyncIterable[Any]) -> "_Prepared":
-        source = _Source(items)
-
-        def dial() -> Any:
-            return self._stub.Stream(source.messages(call.invocation.stream_start()), **call.options())
-
-        return _Prepared(call, dial, source)
+    def _recall(self) -> ModelDescription:
+        if self._description is None:
+            raise FailedPreconditionError(
+                "the methods are not known yet", cure="await client.describe() before listing them"
+            )
+        return self._description
 
 
-class AsyncStream(AsyncIterator[Any]):
-    """The items of a streamed result, in order, each as soon as it is here.
+class AsyncStream(BaseStream[Awaitable[Prepared]], AsyncIterator[Any]):
+    """The items of a streamed result, in order, each as soon as it is here; the call starts with the first.
 
     Leaving an `async with` block early, `close` and `cancel` all stop the model's work, as does cancelling the task
-    that iterates. `usage`, `request_id` and `metadata` grow as messages arrive and are complete at the end.
+    that iterates. `usage`, `request_id`, `finish_reason` and `metadata` grow as messages arrive and are complete at the
+    end. Iterate over `chunks()` for the messages as they came.
     """
-
-    def __init__(self, prepare: "Callable[[], Awaitable[_Prepared]]") -> None:
-        self._prepare = prepare
-        self._reader = StreamReader("")
-        self._ready: Iterator[Any] = iter(())
-        self._prepared: _Prepared | None = None
-        self._rpc: Any = None
-        self._stopped = False
-        self._closed = False
-
-    @property
-    def usage(self) -> Usage | None:
-        """The tokens used so far; None until the model reports them."""
-        return self._reader.usage
-
-    @property
-    def request_id(self) -> str:
-        """The name of this call, the same as in the server's log; empty before it starts."""
-        return self._reader.request_id
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the model says beside the items; complete at the end."""
-        return self._reader.metadata
 
     async def __anext__(self) -> Any:
         while True:
@@ -294,18 +282,6 @@ class AsyncStream(AsyncIterator[Any]):
                 return
             yield chunk
 
-    def cancel(self) -> None:
-        """Stop the call; whoever is iterating gets CancelledCallError."""
-        self._stopped = True
-        if self._rpc is not None:
-            self._rpc.cancel()
-
-    def close(self) -> None:
-        """Stop the call and the iteration; nothing happens when it is over already."""
-        self._ready = iter(())
-        self._closed = True
-        self.cancel()
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -318,52 +294,40 @@ class AsyncStream(AsyncIterator[Any]):
         """Wait for the next message. Raises StopAsyncIteration at the end."""
         if self._closed:
             raise StopAsyncIteration
+        try:
+            return self._reader.read(await self._next_message())
+        except StopAsyncIteration:
+            raise
+        except BaseException:  # a cancelled task, or an answer that cannot be read: the model need not go on
+            self._hang_up()
+            raise
+
+    async def _next_message(self) -> Any:
         prepared = await self._connect()
         while True:
             try:
                 message = await self._rpc.read()
             except grpc.RpcError as error:
-                await self._pause_or_raise(prepared, error)
+                await asyncio.sleep(self._pause_s(prepared, error))
             except asyncio.CancelledError:
                 self._raise_if_not_the_task(prepared)
-                self._rpc.cancel()
                 raise
             else:
                 if message is grpc.aio.EOF:
                     raise StopAsyncIteration
-                return self._read(message)
-            self._rpc = prepared.dial()
+                return message
+            self._dial(prepared)
 
-    async def _connect(self) -> "_Prepared":
+    async def _connect(self) -> Prepared:
         """Start the call, once."""
         if self._prepared is None:
-            if self._stopped:
-                raise CancelledCallError("the call was cancelled before it started")
-            self._prepared = await self._prepare()
-            self._reader.request_id = self._prepared.call.request_id
-            self._rpc = self._prepared.dial()
+            self._raise_if_stopped()
+            prepared = await self._prepare()
+            self._dial(prepared)
+            self._prepared = prepared
         return self._prepared
 
-    def _read(self, message: Any) -> Chunk:
-        try:
-            return self._reader.read(message)
-        except BaseException:  # an answer that cannot be read: the model need not go on
-            self._rpc.cancel()
-            raise
-
-    async def _pause_or_raise(self, prepared: "_Prepared", error: grpc.RpcError) -> None:
-        """Wait before the next try of a call that has neither given nor taken anything, or raise what went wrong."""
-        source = prepared.source
-        if source is not None and source.error is not None:
-            raise source.error
-        failure = prepared.call.failure(error)
-        untouched = not self._reader.started and not (source and source.consumed) and not self._stopped
-        pause = prepared.call.attempts.pause_s(failure) if untouched else None
-        if pause is None:
-            raise failure from error
-        await asyncio.sleep(pause)
-
-    def _raise_if_not_the_task(self, prepared: "_Prepared") -> None:
+    def _raise_if_not_the_task(self, prepared: Prepared) -> None:
         """Tell a cancelled call, which grpc.aio reports in the same way, from a cancelled task."""
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -371,38 +335,6 @@ class AsyncStream(AsyncIterator[Any]):
         if prepared.source is not None and prepared.source.error is not None:
             raise prepared.source.error
         raise CancelledCallError("the call was cancelled", request_id=self.request_id) from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A call that is ready to be dialled, as often as the retry policy allows."""
-
-    call: Call
-    dial: Callable[[], Any]
-    source: "_Source | None"
-
-
-class _Source:
-    """The caller's half of a bidirectional call: remembers whether items were taken, and what taking them raised."""
-
-    def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self._items = items
-        self.consumed = False
-        self.error: Exception | None = None
-
-    async def messages(self, start: pb.StreamRequest) -> AsyncIterator[pb.StreamRequest]:
-        yield start
-        self.consumed = True  # gRPC asks for the second message once the first has left
-        try:
-            if isinstance(self._items, AsyncIterable):
-                async for item in self._items:
-                    yield encode_item(item)
-            else:
-                for item in self._items:
-                    yield encode_item(item)
-        except Exception as error:
-            self.error = error  # raised again where the caller reads; gRPC cancels the call and only logs it
-            raise
 
 
 class AsyncCall:
@@ -420,104 +352,41 @@ class AsyncCall:
         return AsyncStream(lambda: self._method._prepare(self._args, self._kwargs))
 
 
-class AsyncRemoteMethod:
+class AsyncRemoteMethod(BaseRemoteMethod):
     """A method of the served model: call it, then `await` the result or iterate over it with `async for`."""
 
-    def __init__(
-        self,
-        client: AsyncClient,
-        name: str,
-        timeout_s: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self._client = client
-        self._name = name
-        self._timeout_s = timeout_s
-        self._metadata = metadata
+    _client: AsyncClient
 
     def __call__(self, *args: Any, **kwargs: Any) -> AsyncCall:
         """Prepare a call. Wrong arguments raise when it is awaited or iterated, before anything is sent."""
         return AsyncCall(self, args, kwargs)
 
-    def options(
-        self, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
-    ) -> "AsyncRemoteMethod":
-        """Return the same method with a deadline or metadata of its own."""
-        return AsyncRemoteMethod(self._client, self._name, timeout_s, metadata)
-
-    def __repr__(self) -> str:
-        known = self._client._description  # a repr cannot wait for the server
-        if known is None or self._name not in known.method_names:
-            return self._name
-        return repr(BaseRemoteMethod(known.method(self._name), None, None))
-
     async def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        method, arguments = await self._bind(args, kwargs)
-        if method.kind != "unary":
-            raise UnimplementedError(
-                f"{method.name}() streams", cure=f"iterate: async for item in {method.name}(...)"
-            )
-        return await self._client.predict(
-            method=method.name, timeout_s=self._timeout_s, metadata=self._metadata, arguments=arguments
-        )
+        deadline = self._client._deadline(self._timeout_s)
+        bound = await self._bind(args, kwargs, deadline)
+        name = bound.method.name
+        if bound.method.kind != "unary":
+            raise UnimplementedError(f"{name}() streams", cure=f"iterate: async for item in {name}(...)")
+        call = self._client._new_call(name, bound.arguments, deadline, self._metadata)
+        return (await self._client._predict(call)).value
 
-    async def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Prepared:
-        method, arguments = await self._bind(args, kwargs)
-        if method.kind == "unary":
-            raise UnimplementedError(f"{method.name}() does not stream", cure=f"await {method.name}(...)")
-        streamed = method.streamed_argument
-        items = arguments.pop(streamed.name, ()) if streamed is not None else ()
-        call = self._client._new_call(
-            method.name, arguments, timeout_s=self._timeout_s, metadata=self._metadata
-        )
-        if streamed is None:
-            return self._client._prepare_generate(call)
-        return self._client._prepare_stream(call, items)
+    async def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        deadline = self._client._deadline(self._timeout_s)
+        bound = await self._bind(args, kwargs, deadline)
+        name = bound.method.name
+        if bound.method.kind == "unary":
+            raise UnimplementedError(f"{name}() does not stream", cure=f"await {name}(...)")
+        return self._prepare_bound(bound, deadline)
 
-    async def _bind(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[MethodDescription, dict[str, Any]]:
-        method = (await self._client._known()).method(self._name)
-        try:
-            return method, bind(method, args, kwargs)
-        except InvalidArgumentError:
-            current = (await self._client.describe()).method(self._name)
-            if current == method:
-                raise
-            return current, bind(current, args, kwargs)  # the server was reloaded with another signature
+    async def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline) -> Bound:
+        with suppress(InvalidArgumentError, MethodNotFoundError):
+            return self._fit(await self._client._known(deadline), args, kwargs)
+        # What is known may be old: the server may have been reloaded with another signature.
+        return self._fit(await self._client._describe(deadline), args, kwargs)
 
 
 class AsyncMethods(BaseMethods):
     """The methods of the served model. `dir` and `repr` know them once the client has described the model."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    def __getitem__(self, name: str) -> AsyncRemoteMethod:
-        if self._client._description is not None:
-            self._known().method(name)
-        return AsyncRemoteMethod(self._client, name)
-
-    def __getattr__(self, name: str) -> AsyncRemoteMethod:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self[name]
-        except MethodNotFoundError as error:
-            raise AttributeError(error.message) from error
-
-    def __repr__(self) -> str:
-        if self._client._description is None:
-            return f"<methods of {self._client.address}: await client.describe() to see them>"
-        return super().__repr__()
-
-    def __dir__(self) -> list[str]:
-        return list(object.__dir__(self)) if self._client._description is None else super().__dir__()
-
-    def _known(self) -> ModelDescription:
-        known = self._client._description
-        if known is None:
-            raise FailedPreconditionError(
-                "the methods are not known yet", cure="await client.describe() before listing them"
-            )
-        return known
+    _METHOD = AsyncRemoteMethod
+    _UNKNOWN = "await client.describe() to see them"

@@ -47,9 +47,7 @@ def _name(
     names = [argument.name for argument in method.arguments]
     if len(args) > len(names):
         takes = f"{len(names)} argument{'' if len(names) == 1 else 's'}"
-        raise InvalidArgumentError(
-            f"{method.name}() takes {takes}, {len(args)} were given", cure=f"it is {method}"
-        )
+        raise InvalidArgumentError(f"{method.name}() takes {takes}, {len(args)} were given", cure=method.hint)
     arguments = dict(zip(names, args, strict=False))
     violations = [Violation(name, "is given twice") for name in kwargs if name in arguments]
     return {**arguments, **kwargs}, violations
@@ -67,5 +65,5 @@ def _raise_for(method: MethodDescription, violations: Sequence[Violation]) -> No
     if len(violations) == 1:
         message = f"{method.name}(): '{violations[0].field}' {violations[0].description}"
     raise InvalidArgumentError(
-        message, cure=f"it is {method}", violations=violations if len(violations) > 1 else ()
+        message, cure=method.hint, violations=violations if len(violations) > 1 else ()
     )

@@ -13,11 +13,15 @@ __all__ = [
     "MethodDescription",
     "MethodKind",
     "ModelDescription",
+    "ModelState",
     "TypeDescription",
     "read_description",
 ]
 
+MAX_HINT_CHARS = 120
+
 MethodKind = Literal["unary", "server_stream", "bidirectional"]
+ModelState = Literal["loading", "ready", "unavailable", "draining", "failed", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,14 @@ class MethodDescription:
         """The argument of a bidirectional method that arrives item by item."""
         return next((argument for argument in self.arguments if argument.streamed), None)
 
+    @property
+    def hint(self) -> str:
+        """How to call it, for the end of an error: the signature, or the arguments' names where it is long."""
+        signature = str(self)
+        if len(signature) <= MAX_HINT_CHARS:
+            return f"it is {signature}"
+        return f"its arguments are {', '.join(argument.name for argument in self.arguments)}"
+
     def __str__(self) -> str:
         result = str(self.result) if self.kind == "unary" else f"Iterator[{self.result}]"
         return f"{self.name}({', '.join(map(str, self.arguments))}) -> {result}"
@@ -150,14 +162,23 @@ class MethodDescription:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A served model. `engine` is empty for a plain Python model; `ready` turns true once it takes calls."""
+    """A served model. `engine` is empty for a plain Python model.
+
+    `state` is where it is in its life: loading, ready, unavailable (loaded, but its engine cannot answer now), draining
+    or failed; unknown where the server says something newer.
+    """
 
     model_id: str
     description: str
     methods: tuple[MethodDescription, ...]
-    ready: bool
+    state: ModelState
     modelkit_version: str
     engine: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model takes calls."""
+        return self.state == "ready"
 
     @property
     def method_names(self) -> list[str]:
@@ -178,11 +199,19 @@ def read_description(message: pb.DescribeResponse) -> ModelDescription:
         model_id=message.model_id,
         description=message.description,
         methods=tuple(_read_method(method) for method in message.methods),
-        ready=message.ready,
+        state=_MODEL_STATES.get(message.state, "unknown"),
         modelkit_version=message.modelkit_version,
         engine=message.engine,
     )
 
+
+_MODEL_STATES: dict[int, ModelState] = {
+    pb.MODEL_STATE_LOADING: "loading",
+    pb.MODEL_STATE_READY: "ready",
+    pb.MODEL_STATE_UNAVAILABLE: "unavailable",
+    pb.MODEL_STATE_DRAINING: "draining",
+    pb.MODEL_STATE_FAILED: "failed",
+}
 
 _METHOD_KINDS: dict[int, MethodKind] = {
     pb.METHOD_KIND_UNARY: "unary",

@@ -50,21 +50,36 @@ STATUSES: Final[dict[grpc.StatusCode, type[CallError]]] = {
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
-# What gRPC says of a connection (its own words, in order of precedence), what that means, and the cure.
-_CONNECTION_FAULTS: Final = (
-    ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
-    ("Peer name", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
-    ("WRONG_VERSION_NUMBER", "{address} does not speak TLS", "connect without TLS"),
-    ("handshake", "cannot set up TLS with {address}", "check that the server speaks TLS and trusts this client"),
-    ("DNS resolution failed", "cannot find the host of {address}", "check the address"),
-    ("errors resolving", "cannot find the host of {address}", "check the address"),
-    ("onnection refused", "cannot connect to {address}: no server listens there", ""),
-    ("ailed to connect", "cannot connect to {address}", ""),
-    ("Socket closed", "the connection to {address} was closed", "if the server speaks TLS, connect with TLS"),
-    ("reset by peer", "the connection to {address} was lost", ""),
-)  # fmt: skip
 _START_A_SERVER = (
     "start a server with `modelkit serve PATH --local`, or name another with --address or MODELKIT_ADDRESS"
+)
+
+_LOST = "see whether the server is still up; the call may have run, so repeat it only where that does no harm"
+
+# What gRPC says of a connection (its own words; the first that matches counts), what that means, and the cure.
+_CONNECTION_FAULTS: Final = (
+    ("CERTIFICATE_VERIFY_FAILED", "the certificate of {address} is not trusted", "name its authority: tls=TLS(ca_path=...), or --ca"),
+    ("Hostname Verification", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
+    ("is not in peer certificate", "the certificate of {address} is for another name", "pass tls=TLS(server_name=...)"),
+    ("WRONG_VERSION_NUMBER", "{address} does not speak TLS", "connect without TLS"),
+    ("andshake failed", "cannot set up TLS with {address}", "check that the server speaks TLS and trusts this client"),
+    (": Socket closed", "{address} hung up at once", "if it speaks TLS, connect with TLS (and a certificate where it asks for one)"),
+    ("DNS resolution failed", "cannot find the host of {address}", "check the address"),
+    ("errors resolving", "cannot find the host of {address}", "check the address"),
+    ("onnection refused", "cannot connect to {address}: no server listens there", _START_A_SERVER),
+    ("ailed to connect", "cannot connect to {address}", _START_A_SERVER),
+    ("Socket closed", "the connection to {address} was lost", _LOST),
+    ("reset by peer", "the connection to {address} was lost", _LOST),
+    ("Cancelling all calls", "{address} ended before it had answered", _LOST),
+)  # fmt: skip
+
+# What gRPC's account begins with where no connection came up, so that the call never left. Any other is taken for one
+# that may have run, which is the harmless mistake.
+_NEVER_SENT: Final = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "DNS resolution failed",
+    "errors resolving",
 )
 
 
@@ -76,6 +91,7 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
     facts.setdefault("request_id", request_id)
     cure = facts.pop("cure", "")
     if code is grpc.StatusCode.UNAVAILABLE and not from_server:
+        facts["executed"] = not message.startswith(_NEVER_SENT)
         message, cure = _explain_connection(message, cure, address)
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline.timeout_s is not None:
         message = f"no answer from {address} within {deadline.timeout_s:g} s"
@@ -98,7 +114,7 @@ def _explain_connection(message: str, cure: str, address: str) -> tuple[str, str
     """Replace gRPC's account of a connection, written for its own developers, by what it means here."""
     for sign, meaning, remedy in _CONNECTION_FAULTS:
         if sign in message:
-            return meaning.format(address=address), cure or remedy or _START_A_SERVER
+            return meaning.format(address=address), cure or remedy
     return message, cure
 
 
@@ -135,4 +151,5 @@ def _parse_details(value: bytes) -> dict[str, Any]:
             info = error_details_pb2.ErrorInfo.FromString(detail.value)
             if info.domain == "modelkit":
                 facts |= {"reason": info.reason, "cure": info.metadata.get("cure", "")}
+                facts["executed"] = info.metadata.get("executed") != "false"
     return facts

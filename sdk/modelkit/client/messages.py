@@ -8,7 +8,16 @@ from modelkit.codec import decode, encode, encode_arguments
 from modelkit.errors import InternalError, InvalidArgumentError
 from modelkit.inference.v1 import inference_pb2 as pb
 
-__all__ = ["Chunk", "Invocation", "Response", "StreamReader", "Usage", "encode_item", "read_response"]
+__all__ = [
+    "Chunk",
+    "Invocation",
+    "Response",
+    "StreamReader",
+    "Usage",
+    "encode_item",
+    "end_of_items",
+    "read_response",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +31,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The answer of a unary method with what came beside it; `usage` is None where the model reports none."""
+    """The answer of a unary method with what came beside it; `usage` is None where the model reports none.
+
+    `finish_reason` is why a language model ended it ("stop", "length", ...), empty where the model does not say.
+    """
 
     value: Any
     usage: Usage | None
     request_id: str
     metadata: Mapping[str, str]
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,11 @@ class Invocation:
         return pb.StreamRequest(start=start)
 
 
+def end_of_items() -> pb.StreamRequest:
+    """Build the last message of a bidirectional call: what it says of the items before, a half-close alone does not."""
+    return pb.StreamRequest(end=True)
+
+
 def encode_item(item: Any) -> pb.StreamRequest:
     """Build a message with one item of a bidirectional call. Raises InvalidArgumentError."""
     try:
@@ -80,7 +98,9 @@ def read_response(message: pb.PredictResponse, request_id: str) -> Response:
     """Read the answer of a unary method. Raises InternalError when it breaks the contract."""
     usage = _read_usage(message.usage) if message.HasField("usage") else None
     value = _decode(message.result, request_id)
-    return Response(value, usage, message.request_id or request_id, dict(message.metadata))
+    return Response(
+        value, usage, message.request_id or request_id, dict(message.metadata), message.finish_reason
+    )
 
 
 @dataclass(slots=True)
@@ -90,6 +110,7 @@ class StreamReader:
     request_id: str
     usage: Usage | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    finish_reason: str = ""
     started: bool = False
 
     def read(self, message: pb.GenerateResponse | pb.StreamResponse) -> Chunk:
@@ -101,6 +122,8 @@ class StreamReader:
             self.usage = _read_usage(message.usage)
         if message.metadata:
             self.metadata.update(message.metadata)
+        if message.finish_reason:
+            self.finish_reason = message.finish_reason
         return Chunk(tuple(_decode(item, self.request_id) for item in message.items), self.usage)
 
 

@@ -15,15 +15,20 @@ _JITTER = 0.2  # spread of the backoff, as in gRPC's own retry design (proposal 
 class RetryPolicy:
     """How often a call that found the server unavailable is tried, and the pauses between.
 
-    Only UNAVAILABLE is tried again, and only before the first byte of the response: anything else may have changed
-    something or would fail again. A pause the server asks for (google.rpc.RetryInfo) is kept, and none is begun that
-    would end after the call's deadline.
+    Only UNAVAILABLE is tried again, only before the first byte of the response, and only where the model has certainly
+    not seen the call: no connection came up, or the server refused it while loading or draining. A connection that is
+    lost in mid-call, or a model that says UNAVAILABLE itself, leaves open what has been done already; such a call is
+    tried again where `idempotent` promises that running a method twice does no harm.
+
+    A pause the server asks for (google.rpc.RetryInfo) is kept, and none is begun that would end after the call's
+    deadline.
     """
 
     max_attempts: int = 4
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
     multiplier: float = 2.0
+    idempotent: bool = False
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
@@ -54,17 +59,20 @@ class Deadline:
 class Attempts:
     """The tries of one call: asked after each failure whether, and after what pause, to try again."""
 
-    __slots__ = ("_deadline", "_num_failures", "_policy")
+    __slots__ = ("_deadline", "_idempotent", "_num_failures", "_policy")
 
-    def __init__(self, policy: RetryPolicy | None, deadline: Deadline) -> None:
+    def __init__(self, policy: RetryPolicy | None, deadline: Deadline, *, idempotent: bool = False) -> None:
         self._policy = policy
         self._deadline = deadline
+        self._idempotent = idempotent or (policy is not None and policy.idempotent)
         self._num_failures = 0
 
     def pause_s(self, failure: CallError) -> float | None:
         """Return the seconds to wait before the next try; None where the failure is final."""
         self._num_failures += 1
         if self._policy is None or not isinstance(failure, UnavailableError):
+            return None
+        if failure.executed and not self._idempotent:
             return None
         if self._num_failures >= self._policy.max_attempts:
             return None

@@ -2,25 +2,51 @@
 
 # ruff: noqa: SLF001 - the client, its methods and its streams are parts of one thing
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from modelkit.client.base import BaseClient, BaseMethods, BaseRemoteMethod, Call, Health, ReadyWait
-from modelkit.client.binding import bind, merge_arguments, name_arguments
-from modelkit.client.channel import inference_stub
-from modelkit.client.description import MethodDescription, ModelDescription, read_description
-from modelkit.client.messages import Chunk, Response, StreamReader, Usage, encode_item, read_response
-from modelkit.client.retry import RetryPolicy
+from modelkit.client.base import (
+    BaseClient,
+    BaseSource,
+    BaseStream,
+    Call,
+    Health,
+    Prepared,
+    ReadyWait,
+    read_health,
+)
+from modelkit.client.binding import merge_arguments, name_arguments
+from modelkit.client.description import ModelDescription, read_description
+from modelkit.client.messages import Chunk, Response, encode_item, end_of_items, read_response
+from modelkit.client.remote_method import BaseMethods, BaseRemoteMethod, Bound
+from modelkit.client.retry import Deadline, RetryPolicy
 from modelkit.client.settings import TLS
-from modelkit.errors import InvalidArgumentError, MethodNotFoundError
+from modelkit.errors import CallError, InvalidArgumentError, MethodNotFoundError
 from modelkit.inference.v1 import inference_pb2 as pb
 
 __all__ = ["Client", "Methods", "RemoteMethod", "Stream"]
+
+_GLANCE_TIMEOUT_S = 5.0  # how long a repr or a tab completion may wait for the server
+
+
+class _Source(BaseSource):
+    """The caller's half of a bidirectional call."""
+
+    def messages(self, start: pb.StreamRequest) -> Iterator[pb.StreamRequest]:
+        yield start
+        self.consumed = True  # gRPC asks for the second message once the first has left
+        try:
+            for item in self._items:
+                yield encode_item(item)
+        except Exception as error:  # noqa: BLE001 - raised again where the caller reads
+            self.fail(error)
+        else:
+            yield end_of_items()
 
 
 class Client(BaseClient):
@@ -39,6 +65,8 @@ class Client(BaseClient):
 
     Raises UsageError for settings that cannot work, and a subclass of CallError when a call fails.
     """
+
+    _SOURCE = _Source
 
     def __init__(
         self,
@@ -63,8 +91,7 @@ class Client(BaseClient):
             headers=headers,
             allow_plaintext_api_key=allow_plaintext_api_key,
         )
-        self._channel: grpc.Channel = self._open_channel()
-        self._stub = inference_stub(self._channel)
+        self._connection()  # here, so that threads which share the client find it made
 
     def predict(
         self,
@@ -93,11 +120,10 @@ class Client(BaseClient):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Response:
-        """Call a unary method and return its result with usage, request id and metadata."""
-        named = self._named(method, args, merge_arguments(arguments, kwargs))
-        call = self._new_call(method, named, timeout_s=timeout_s, metadata=metadata)
-        answer = self._ask(call, self._stub.Predict, call.invocation.predict_request())
-        return read_response(answer, call.request_id)
+        """Call a unary method and return its result with usage, request id, finish reason and metadata."""
+        deadline = self._deadline(timeout_s)
+        named = self._named(method, args, merge_arguments(arguments, kwargs), deadline)
+        return self._predict(self._new_call(method, named, deadline, metadata))
 
     def generate(
         self,
@@ -108,10 +134,18 @@ class Client(BaseClient):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> "Stream":
-        """Call a server-streaming method and return an iterator over its items. Arguments as in `predict`."""
-        named = self._named(method, args, merge_arguments(arguments, kwargs))
-        call = self._new_call(method, named, timeout_s=timeout_s, metadata=metadata)
-        return Stream(call, lambda: self._stub.Generate(call.invocation.generate_request(), **call.options()))
+        """Call a server-streaming method and return an iterator over its items; the call starts with the first.
+
+        Arguments as in `predict`.
+        """
+        merged = merge_arguments(arguments, kwargs)
+
+        def prepare() -> Prepared:
+            deadline = self._deadline(timeout_s)
+            named = self._named(method, args, merged, deadline)
+            return self._prepare_generate(self._new_call(method, named, deadline, metadata))
+
+        return Stream(prepare)
 
     def stream(
         self,
@@ -125,16 +159,16 @@ class Client(BaseClient):
     ) -> "Stream":
         """Call a bidirectional method: send `items` as they come, and return an iterator over what comes back meanwhile.
 
-        `items` is read in a thread of its own, so it may wait for what the stream returned.
+        The call starts when its first item is asked for. `items` is read in a thread of its own, so it may wait for what
+        the stream returned.
         """
-        named = merge_arguments(arguments, kwargs)
-        call = self._new_call(method, named, timeout_s=timeout_s, metadata=metadata)
-        source = _Source(items)
+        merged = merge_arguments(arguments, kwargs)
 
-        def dial() -> Any:
-            return self._stub.Stream(source.messages(call.invocation.stream_start()), **call.options())
+        def prepare() -> Prepared:
+            call = self._new_call(method, merged, self._deadline(timeout_s), metadata)
+            return self._prepare_stream(call, items)
 
-        return Stream(call, dial, source)
+        return Stream(prepare)
 
     @property
     def methods(self) -> "Methods":
@@ -143,41 +177,27 @@ class Client(BaseClient):
 
     def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
         """Ask the server what its model is and which methods it has."""
-        call = self._new_call(timeout_s=timeout_s)
-        self._description = read_description(self._ask(call, self._stub.Describe, pb.DescribeRequest()))
-        return self._description
+        return self._describe(self._deadline(timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> Health:
         """Return the state of a service of the server; "" is readiness, "liveness" is whether it answers at all."""
-        from grpc_health.v1 import health_pb2
-        from grpc_health.v1.health_pb2_grpc import HealthStub
-
-        check = HealthStub(self._channel).Check
-        answer = self._ask(
-            self._new_call(timeout_s=timeout_s), check, health_pb2.HealthCheckRequest(service=service)
-        )
-        state: Health = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        return state
+        question = self._new_question(self._deadline(timeout_s))
+        return read_health(self._ask(question, *self._health_check(service)))
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the model takes calls; the server may still be starting. Raises DeadlineExceededError."""
-        from grpc_health.v1 import health_pb2
-        from grpc_health.v1.health_pb2_grpc import HealthStub
-
-        call = self._new_call(timeout_s=timeout_s)
-        wait = ReadyWait(call)
+        wait = ReadyWait(self._new_question(self._deadline(timeout_s)), self._channel)
         while True:
-            updates = HealthStub(self._channel).Watch(health_pb2.HealthCheckRequest(), **call.options())
-            pause = wait.POLL_S
             try:
-                for update in updates:
-                    if wait.saw(update.status):
-                        return
+                if wait.can_watch:
+                    self._watch(wait)
+                else:
+                    wait.saw(wait.check())
             except grpc.RpcError as error:
-                pause = wait.pause_s(error)
-            finally:
-                updates.cancel()
-            time.sleep(pause)
+                wait.failed(error)
+            if wait.is_over:
+                return
+            time.sleep(wait.pause_s())
 
     def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
@@ -191,59 +211,63 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
+    def _predict(self, call: Call) -> Response:
+        answer = self._ask(call, self._stub.Predict, call.invocation.predict_request())
+        return read_response(answer, call.request_id)
+
+    def _describe(self, deadline: Deadline) -> ModelDescription:
+        answer = self._ask(self._new_question(deadline), self._stub.Describe, pb.DescribeRequest())
+        self._description = read_description(answer)
+        return self._description
+
     def _ask(self, call: Call, method: Any, request: Any) -> Any:
         """Call a unary RPC, again where the policy says so."""
         while True:
             try:
                 return method(request, **call.options())
             except grpc.RpcError as error:
-                failure = call.failure(error)
-                pause = call.attempts.pause_s(failure)
-                if pause is None:
-                    raise failure from error
+                pause = call.pause_s(error)
             time.sleep(pause)
 
-    def _named(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return name_arguments(self._known().method(method), args, kwargs) if args else kwargs
+    @staticmethod
+    def _watch(wait: ReadyWait) -> None:
+        updates = wait.watch()
+        try:
+            any(wait.saw(update) for update in updates)  # to the first that is good
+        finally:
+            updates.cancel()
 
-    def _known(self) -> ModelDescription:
+    def _named(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
+    ) -> dict[str, Any]:
+        """Give the positional arguments their names."""
+        if not args:
+            return kwargs
+        with suppress(InvalidArgumentError, MethodNotFoundError):
+            return name_arguments(self._known(deadline).method(method), args, kwargs)
+        # What is known may be old: the server may have been reloaded with another signature.
+        return name_arguments(self._describe(deadline).method(method), args, kwargs)
+
+    def _known(self, deadline: Deadline) -> ModelDescription:
         """Return what the server said of itself, asking once."""
-        return self._description or self.describe()
+        return self._description or self._describe(deadline)
+
+    def _recall(self) -> ModelDescription:
+        return self._known(self._deadline(None))
+
+    def _glance(self) -> ModelDescription | None:
+        with suppress(CallError):
+            return self._known(self._deadline(_GLANCE_TIMEOUT_S))
+        return None
 
 
-class Stream(Iterator[Any]):
-    """The items of a streamed result, in order, each as soon as it is here.
+class Stream(BaseStream[Prepared], Iterator[Any]):
+    """The items of a streamed result, in order, each as soon as it is here; the call starts with the first.
 
-    Leaving a `with` block early, `close` and `cancel` all stop the model's work. `usage`, `request_id` and `metadata`
-    grow as messages arrive and are complete at the end. Iterate over `chunks()` for the messages as they came.
+    Leaving a `with` block early, `close` and `cancel` (from any thread) all stop the model's work. `usage`,
+    `request_id`, `finish_reason` and `metadata` grow as messages arrive and are complete at the end. Iterate over
+    `chunks()` for the messages as they came.
     """
-
-    def __init__(self, call: Call, dial: Callable[[], Any], source: "_Source | None" = None) -> None:
-        self._call = call
-        self._dial = dial
-        self._source = source
-        self._reader = StreamReader(call.request_id)
-        self._ready: Iterator[Any] = iter(())
-        self._stopped = threading.Event()
-        self._rpc: Any = None
-        if source is not None:
-            source.on_error = self.cancel
-        self._connect()
-
-    @property
-    def usage(self) -> Usage | None:
-        """The tokens used so far; None until the model reports them."""
-        return self._reader.usage
-
-    @property
-    def request_id(self) -> str:
-        """The name of this call, the same as in the server's log."""
-        return self._reader.request_id
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the model says beside the items; complete at the end."""
-        return self._reader.metadata
 
     def __next__(self) -> Any:
         while True:
@@ -259,18 +283,6 @@ class Stream(Iterator[Any]):
             except StopIteration:
                 return
 
-    def cancel(self) -> None:
-        """Stop the call, from any thread; whoever is iterating gets CancelledCallError."""
-        self._stopped.set()
-        if self._rpc is not None:
-            self._rpc.cancel()
-
-    def close(self) -> None:
-        """Stop the call and the iteration; nothing happens when it is over already."""
-        self._ready = iter(())
-        self._dial = _closed
-        self.cancel()
-
     def __enter__(self) -> Self:
         return self
 
@@ -281,118 +293,58 @@ class Stream(Iterator[Any]):
 
     def _next_chunk(self) -> Chunk:
         """Wait for the next message. Raises StopIteration at the end."""
-        if self._dial is _closed:
+        if self._closed:
             raise StopIteration
+        try:
+            return self._reader.read(self._next_message())
+        except StopIteration:
+            raise
+        except BaseException:  # Ctrl-C, or an answer that cannot be read: the model need not go on
+            self._hang_up()
+            raise
+
+    def _next_message(self) -> Any:
+        prepared = self._connect()
         while True:
             try:
-                return self._reader.read(next(self._rpc))
+                return next(self._rpc)
             except grpc.RpcError as error:
-                self._pause_or_raise(error)
-            except StopIteration:
-                raise
-            except BaseException:  # Ctrl-C, or an answer that cannot be read: the model need not go on
-                self._rpc.cancel()
-                raise
-            self._connect()
+                self._stopped.wait(self._pause_s(prepared, error))
+            self._dial(prepared)
 
-    def _connect(self) -> None:
-        self._rpc = self._dial()
-        if self._stopped.is_set():  # by another thread, which saw the call before this one
-            self._rpc.cancel()
-
-    def _pause_or_raise(self, error: grpc.RpcError) -> None:
-        """Wait before the next try of a call that has neither given nor taken anything, or raise what went wrong."""
-        if self._source is not None and self._source.error is not None:
-            raise self._source.error
-        failure = self._call.failure(error)
-        untouched = not self._reader.started and not (self._source and self._source.consumed)
-        pause = self._call.attempts.pause_s(failure) if untouched and not self._stopped.is_set() else None
-        if pause is None or self._stopped.wait(pause):
-            raise failure from error
-
-
-def _closed() -> Any:
-    raise AssertionError("a closed stream does not dial")
-
-
-class _Source:
-    """The caller's half of a bidirectional call: remembers whether items were taken, and what taking them raised."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._items = items
-        self.consumed = False
-        self.error: Exception | None = None
-        self.on_error: Callable[[], None] = lambda: None
-
-    def messages(self, start: pb.StreamRequest) -> Iterator[pb.StreamRequest]:
-        yield start
-        self.consumed = True  # gRPC asks for the second message once the first has left
-        try:
-            for item in self._items:
-                yield encode_item(item)
-        except Exception as error:  # noqa: BLE001 - raised again where the caller reads; gRPC would only log it
-            self.error = error
-            self.on_error()  # before the half-close, which the model would take for the end of the items
+    def _connect(self) -> Prepared:
+        """Start the call, once."""
+        if self._prepared is None:
+            self._raise_if_stopped()
+            prepared = self._prepare()
+            self._dial(prepared)
+            self._prepared = prepared
+        return self._prepared
 
 
 class RemoteMethod(BaseRemoteMethod):
-    """A method of the served model: call it like a local function."""
+    """A method of the served model: call it like a local function. The server is asked for its signature on first use."""
 
-    def __init__(
-        self,
-        client: Client,
-        description: MethodDescription,
-        timeout_s: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(description, timeout_s, metadata)
-        self._client = client
+    _client: Client
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result, or a Stream where the method streams. Wrong arguments raise before anything is sent."""
-        arguments = self._bind(args, kwargs)
-        name, options = self.description.name, {"timeout_s": self._timeout_s, "metadata": self._metadata}
-        streamed = self.description.streamed_argument
-        if streamed is not None:
-            items = arguments.pop(streamed.name, ())
-            return self._client.stream(items, method=name, arguments=arguments, **options)  # type: ignore[arg-type]
-        if self.description.kind == "server_stream":
-            return self._client.generate(method=name, arguments=arguments, **options)  # type: ignore[arg-type]
-        return self._client.predict(method=name, arguments=arguments, **options)  # type: ignore[arg-type]
+        deadline = self._client._deadline(self._timeout_s)
+        bound = self._bind(args, kwargs, deadline)
+        if bound.method.kind != "unary":
+            return Stream(lambda: self._prepare_bound(bound, self._client._deadline(self._timeout_s)))
+        call = self._client._new_call(bound.method.name, bound.arguments, deadline, self._metadata)
+        return self._client._predict(call).value
 
-    def options(
-        self, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
-    ) -> "RemoteMethod":
-        """Return the same method with a deadline or metadata of its own: `summarize.options(timeout_s=5)(text="...")`."""
-        return RemoteMethod(self._client, self.description, timeout_s, metadata)
-
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return bind(self.description, args, kwargs)
-        except InvalidArgumentError:
-            current = self._client.describe().method(self.description.name)
-            if current == self.description:
-                raise
-            self.description = current  # the server was reloaded with another signature
-            return bind(current, args, kwargs)
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline) -> Bound:
+        with suppress(InvalidArgumentError, MethodNotFoundError):
+            return self._fit(self._client._known(deadline), args, kwargs)
+        # What is known may be old: the server may have been reloaded with another signature.
+        return self._fit(self._client._describe(deadline), args, kwargs)
 
 
 class Methods(BaseMethods):
     """The methods of the served model. `dir`, tab completion and `repr` list them."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def __getitem__(self, name: str) -> RemoteMethod:
-        return RemoteMethod(self._client, self._known().method(name))
-
-    def __getattr__(self, name: str) -> RemoteMethod:
-        if name.startswith("_"):  # copy, pickle and notebooks probe for these: no reason to call the server
-            raise AttributeError(name)
-        try:
-            return self[name]
-        except MethodNotFoundError as error:
-            raise AttributeError(error.message) from error
-
-    def _known(self) -> ModelDescription:
-        return self._client._known()
+    _METHOD = RemoteMethod
+    _UNKNOWN = "the server does not say"

@@ -94,13 +94,11 @@ def _explain_text(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple
     value = entry.value
     if not isinstance(value, Scalar) or value.value is None:
         return f"must be text, not {_kind(entry)}", "write one value, in quotes if need be"
-    read = str(value.value).lower() if isinstance(value.value, bool) else str(value.value)
-    reading = (
-        f"reads {value.text} as the number {read}"
-        if read != value.text
-        else f"reads {value.text} as {_kind(entry)}"
-    )
-    return f"must be text, and YAML {reading}", f'put it in quotes: "{_clip(value.text)}"'
+    cure = f'put it in quotes: "{_clip(value.text)}"'
+    if isinstance(value.value, bool):
+        return f"must be text, and YAML reads {value.text} as a yes or no", cure
+    kind = _kind(entry) if str(value.value) == value.text else f"the number {value.value}"
+    return f"must be text, and YAML reads {_clip(value.text)} as {kind}", cure
 
 
 def _explain_number(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:
@@ -125,13 +123,14 @@ def _explain_flag(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple
 def _explain_bound(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:
     name = next(name for name in _BOUNDS if name in context)
     written = entry.value.text if isinstance(entry.value, Scalar) else _kind(entry)
-    cure = (
-        f"write a number that is {_BOUNDS[name]} {context[name]}, or leave '{path[-1]}' out for the default"
-    )
+    bound = _format_duration(context[name]) if path[-1] in _DURATION_KEYS else context[name]
+    cure = f"write a number that is {_BOUNDS[name]} {bound}, or leave '{path[-1]}' out for the default"
     if path[-1] not in _MEMORY_KEYS:
-        return f"must be {_BOUNDS[name]} {context[name]}, not {_clip(written)}", cure
+        return f"must be {_BOUNDS[name]} {bound}, not {_clip(written)}", cure
     bound = _format_memory(context[name])
-    cure = f"did you mean {written}Gi?" if written.isdecimal() and name == "ge" else f"write {bound}"
+    cure = (
+        f"add a unit: {written}Mi, {written}Gi" if written.isdecimal() and name == "ge" else f"write {bound}"
+    )
     return f"must be {_BOUNDS[name]} {bound}, not {_clip(written)}", cure
 
 
@@ -142,6 +141,14 @@ def _format_memory(num_bytes: int) -> str:
     return str(num_bytes)
 
 
+def _format_duration(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size:g}{unit}"
+    return f"{seconds:g}s" if seconds else "0"
+
+
+_DURATION_KEYS = {"drain_timeout", "scale_to_zero_after", "start_timeout"}
 _MEMORY_KEYS = {"accelerator_memory", "cpu_memory", "cpu_memory_requests", "max_message_bytes"}
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
@@ -151,10 +158,13 @@ def _explain_pattern(entry: Entry, path: Path, context: Mapping[str, Any]) -> tu
     text = entry.value.text if isinstance(entry.value, Scalar) else ""
     if path[-1] == "id":
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64]
-        cure = "use letters, digits, '-', '_' and '.', starting and ending with a letter or digit"
+        letters = "letters" if text.isascii() else "ASCII letters"
+        cure = f"use {letters}, digits, '-', '_' and '.', starting and ending with a letter or digit"
         return f"cannot be '{_clip(text)}'", f"{cure}, such as '{slug}'" if slug else cure
-    cure = "an environment variable's name has letters, digits and '_', and does not start with a digit"
-    return f"cannot be '{_clip(text)}'", cure
+    # The text is not repeated: people paste the secret itself.
+    letters = "letters" if text.isascii() else "ASCII letters"
+    cure = f"such a name has {letters}, digits and '_', and does not start with a digit; it is never the secret itself"
+    return "is not the name of an environment variable", cure
 
 
 def _explain_length(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Which files the config of a model folder is in: config.yaml and the overlays of its environments."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,8 @@ _ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 def find_config(path: Path) -> Path:
     """Return the config.yaml of a model folder, or `path` itself where it is no folder."""
-    return path / CONFIG_NAME if path.is_dir() else path
+    # Unlike Path.is_dir, this is False, and no error, for a path that the system refuses.
+    return path / CONFIG_NAME if os.path.isdir(path) else path  # noqa: PTH112
 
 
 def read_config(path: Path) -> Source | Problem:

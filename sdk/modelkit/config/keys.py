@@ -1,6 +1,6 @@
 """Which keys exist where, read from the models: for suggestions, rules and docs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, get_args, get_origin
 
@@ -38,17 +38,17 @@ def suggest_key(path: Path) -> str:
     """Return the cure for an unknown key: where it belongs, the nearest valid name, or the names there are."""
     *parent, name = path
     here = tuple(step for step in parent if isinstance(step, str))
-    homes = sorted(section for section, keys in _sections().items() if str(name) in keys and section != here)
+    homes = [section for section, keys in _sections().items() if name in keys and section != here]
     if homes:
-        return f"'{name}' belongs {' or '.join(_describe(home) for home in homes)}"
-    names = _sections().get(here, ())
+        return f"'{name}' belongs {_describe(homes)}"
     guess = nearest_key(path)
     if guess is not None:
         return f"did you mean '{guess}'?"
     for section, keys in _sections().items():
         guess = closest(str(name), keys) if section != here else None
         if guess is not None:
-            return f"did you mean '{guess}' {_describe(section)}?"
+            return f"did you mean '{guess}' {_describe([section])}?"
+    names = [key for key in _sections().get(here, ()) if (*here, key) not in MOVED | HAS_NO_EFFECT]
     return f"the keys here are: {', '.join(names)}"
 
 
@@ -58,8 +58,11 @@ def nearest_key(path: Path) -> str | None:
     return closest(str(path[-1]), _sections().get(here, ()))
 
 
-def _describe(section: tuple[str, ...]) -> str:
-    return f"under '{format_path(section)}'" if section else "at the top level"
+def _describe(sections: Sequence[tuple[str, ...]]) -> str:
+    """Say where a key goes: "under 'model' or 'secrets'"."""
+    if () in sections:
+        return "at the top level"
+    return "under " + " or ".join(f"'{format_path(section)}'" for section in sections)
 
 
 @cache

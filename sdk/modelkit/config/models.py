@@ -33,6 +33,7 @@ _Texts = Annotated[tuple[_Text, ...], Field(strict=False)]
 _EnvVar = Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
 
 _MIB = 1024**2
+_DAY_S = 86_400
 
 
 class Section(BaseModel):
@@ -114,7 +115,9 @@ class EngineConfig(Section):
         description="Accelerators that share each layer. Default: compute.num_accelerators.",
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        default="auto", description="Number format of the weights in memory; auto takes the checkpoint's."
+        default="auto",
+        description="Number format of the weights in memory; auto takes the checkpoint's, except that the engine "
+        "transformers on a CPU takes float32 for models of fewer than 50 million parameters, which is faster.",
     )
     quantization: _Text | None = Field(
         default=None,
@@ -181,6 +184,7 @@ class EngineConfig(Section):
     start_timeout_s: Duration = Field(
         default=1800.0,
         gt=0,
+        le=7 * _DAY_S,
         validation_alias="start_timeout",
         description="How long the engine may take until it answers. Default: 30m.",
     )
@@ -333,19 +337,22 @@ class DeploymentConfig(Section):
     min_replicas: int = Field(
         default_factory=_default_min_replicas,
         ge=0,
+        le=10_000,
         description="Replicas that always run. Default: 1, or 0 when serverless.",
     )
     max_replicas: int = Field(
         default_factory=_default_max_replicas,
         ge=1,
+        le=10_000,
         description="Most replicas at the same time. Default: min_replicas, or 1 where that is 0.",
     )
     target_concurrency: int = Field(
-        default=32, ge=1, description="Calls in progress per replica that autoscaling aims at."
+        default=32, ge=1, le=100_000, description="Calls in progress per replica that autoscaling aims at."
     )
     scale_to_zero_after_s: Duration | None = Field(
         default=None,
         gt=0,
+        le=30 * _DAY_S,
         validation_alias="scale_to_zero_after",
         description="serverless: idle time after which the last replica ends. Default: the platform's.",
     )
@@ -355,10 +362,13 @@ class ServerConfig(Section):
     """Limits of the server in each replica."""
 
     max_concurrency: int = Field(
-        default=128, ge=1, description="Calls in progress at the same time; further ones wait."
+        default=128, ge=1, le=100_000, description="Calls in progress at the same time; further ones wait."
     )
     max_queue: int = Field(
-        default=1024, ge=0, description="Calls that may wait; further ones get RESOURCE_EXHAUSTED at once."
+        default=1024,
+        ge=0,
+        le=1_000_000,
+        description="Calls that may wait; further ones get RESOURCE_EXHAUSTED at once.",
     )
     max_message_bytes: Memory = Field(
         default=64 * _MIB,
@@ -369,8 +379,10 @@ class ServerConfig(Section):
     drain_timeout_s: Duration = Field(
         default=30.0,
         ge=0,
+        le=_DAY_S,
         validation_alias="drain_timeout",
-        description="How long calls in progress may go on after the server was told to stop. Default: 30s.",
+        description="How long calls in progress may go on after the server was told to stop; at most 1d. "
+        "Default: 30s.",
     )
 
 

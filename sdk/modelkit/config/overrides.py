@@ -20,6 +20,7 @@ _STEP = re.compile(r"[^.\[\]]+")
 class _Step(NamedTuple):
     name: str
     span: Span
+    is_index: bool = False  # written in brackets
 
 
 class _CannotSetError(Exception):
@@ -45,7 +46,10 @@ def apply_overrides(root: MapNode, overrides: Sequence[str]) -> tuple[MapNode, l
         if found:
             continue
         steps = _translate(
-            [_Step(step[0], source.span(*step.span())) for step in _STEP.finditer(*_range(path))]
+            [
+                _Step(step[0], source.span(*step.span()), source.text[step.start() - 1] == "[")
+                for step in _STEP.finditer(*_range(path))
+            ]
         )
         try:
             root = _set_in_map(root, steps, value or Scalar(None, "", source.span(len(source.text))))
@@ -76,6 +80,8 @@ def _set(node: Node | None, steps: Sequence[_Step], value: Node) -> Node:
         return _set_in_map(node, steps, value)
     step = steps[0]
     if node is None or node.value is None:
+        if step.is_index:
+            return _set_in_list(ListNode((), step.span), steps, value)
         return _set_in_map(MapNode({}, step.span), steps, value)
     message = f"there is no '{step.name}' here: what is set above it is a single value"
     raise _CannotSetError(step.span.problem(message, "shorten the path"))
@@ -92,7 +98,11 @@ def _set_in_list(node: ListNode, steps: Sequence[_Step], value: Node) -> ListNod
     step, rest = steps[0], steps[1:]
     num = len(node.items)
     if not step.name.isdecimal() or len(step.name) > 6 or int(step.name) > num:  # noqa: PLR2004 - int() has a limit
-        cure = f"write a number from 0 to {num}; {num} adds an item"
+        cure = (
+            f"write a number from 0 to {num}; {num} adds an item"
+            if num
+            else "write 0, which adds the first item"
+        )
         raise _CannotSetError(step.span.problem(f"'{step.name}' is no item of this list of {num}", cure))
     index = int(step.name)
     child = _set(node.items[index] if index < num else None, rest, value)

@@ -53,7 +53,7 @@ def parse(source: Source, start: int = 0) -> tuple[Node | None, list[Problem]]:
         documents = list(_compose(text))
     except ReaderError as error:
         place = source.span(start + error.position, start + error.position + 1)
-        message = f"the control character U+{ord(str(error.character)):04X} is not allowed in YAML"
+        message = f"the control character U+{ord(text[error.position]):04X} is not allowed in YAML"
         return None, [place.problem(message, "delete it")]
     except MarkedYAMLError as error:
         return None, [explain_syntax(source, start, error)]

@@ -55,6 +55,9 @@ def parse_duration(text: str) -> float | None:
 
 def _memory(value: Any) -> Any:
     cure = "write a number and a unit, such as 16Gi or 500M"
+    if isinstance(value, float):  # there are no fractions of a byte, so a unit is missing
+        cure = f"write the unit, such as {value}Gi" if _is_short(value) else cure
+        raise _refuse("an amount of memory with a unit", cure)
     return _quantity(value, parse_memory, "an amount of memory", cure)
 
 
@@ -64,10 +67,16 @@ def _cpu(value: Any) -> Any:
 
 
 def _duration(value: Any, info: ValidationInfo) -> Any:
-    if info.context == FROM_FILE and type(value) in {int, float}:
-        raise _refuse("a duration with a unit", f"write the unit, such as {value}s or {value}m")
     cure = "write a number and a unit (ms, s, m, h, d), such as 30s, 5m or 1h30m"
+    if info.context == FROM_FILE and type(value) in {int, float}:
+        cure = f"write the unit, such as {value}s or {value}m" if _is_short(value) else cure
+        raise _refuse("a duration with a unit", cure)
     return _quantity(value, parse_duration, "a duration", cure)
+
+
+def _is_short(number: float) -> bool:
+    """Tell whether a number with a unit behind it would be a quantity: not what is negative, huge or infinite."""
+    return re.fullmatch(_NUMBER, str(number)) is not None
 
 
 def _quantity(value: Any, parse: Callable[[str], float | None], what: str, cure: str) -> float:

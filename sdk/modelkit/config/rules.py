@@ -17,6 +17,10 @@ __all__ = ["RULES", "Finding", "Subject"]
 INSTALLED_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
 ACCELERATOR_ENGINES = INSTALLED_ENGINES | {"tgi"}
 WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
+FETCHED_CHECKPOINTS = frozenset({"huggingface", "local"})
+
+# Options of the engines' servers that take a secret.
+_SECRET_ARGS = frozenset({"api_key", "hf_token", "password"})
 
 # What the tokens of Hugging Face, OpenAI and the like look like; such a text is never the name of a variable.
 _TOKEN = re.compile(r"(hf|sk|gsk|key)_[A-Za-z0-9]{16,}")
@@ -237,6 +241,16 @@ def adapters_are_there(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def args_hold_no_secrets(subject: Subject) -> Iterator[Finding]:
+    """A secret does not reach the engine through the file."""
+    engine = subject.config.engine
+    for key, value in engine.args.items() if engine is not None else ():
+        if key.lstrip("-").replace("-", "_").lower() in _SECRET_ARGS and value:
+            message = f"the value of '{key}' does not belong in a file: it would be shipped with the model"
+            cure = "remove it, and name the environment variable that holds it under 'secrets'"
+            yield Finding(("engine", "args", key), message, cure)
+
+
 def engine_has_weights(subject: Subject) -> Iterator[Finding]:
     """An engine that runs weights is told where they are."""
     engine = subject.config.engine
@@ -281,6 +295,18 @@ def _location_keys(checkpoints: CheckpointConfig) -> tuple[str, str]:
     return ("repo_id", "path") if checkpoints.type in {"huggingface", "oci"} else ("path", "repo_id")
 
 
+def checkpoint_can_be_fetched(subject: Subject) -> Iterator[Finding]:
+    """The type is one that this release has; the others are planned, so folders may name them already."""
+    checkpoints = subject.config.checkpoints
+    if checkpoints is not None and checkpoints.type not in FETCHED_CHECKPOINTS:
+        yield Finding(
+            ("checkpoints", "type"),
+            f"this release cannot fetch a checkpoint of type {checkpoints.type}: `modelkit serve` will refuse it",
+            "fetch it yourself and write 'type: local' with its folder as 'path', or take it from huggingface",
+            severity="warning",
+        )
+
+
 def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
     """The location looks like what its type stands for, and a local folder is there."""
     checkpoints = subject.config.checkpoints
@@ -291,7 +317,7 @@ def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
     if (
         checkpoints.type == "huggingface"
         and repo_id
-        and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id, re.ASCII)
+        and not re.fullmatch(r"[^\W_][\w.-]*(/[\w.-]+)?", repo_id, re.ASCII)
     ):
         cure = "write it as on the Hub: org/name; for a folder use 'type: local' and 'path'"
         yield Finding(("checkpoints", "repo_id"), f"'{repo_id}' is no repository id", cure, about_type)
@@ -346,7 +372,7 @@ def scaling_to_zero_can_happen(subject: Subject) -> Iterator[Finding]:
     if deployment.scale_to_zero_after_s is not None and deployment.min_replicas > 0:
         yield Finding(
             ("deployment", "scale_to_zero_after"),
-            f"scale_to_zero_after has no effect: at least {deployment.min_replicas} replicas always run",
+            f"scale_to_zero_after has no effect while min_replicas is {deployment.min_replicas}",
             "write 'mode: serverless' and leave min_replicas out, or remove scale_to_zero_after",
             (("deployment", "mode"), ("deployment", "min_replicas")),
             "warning",
@@ -394,8 +420,10 @@ RULES: tuple[Rule, ...] = (
     server_is_located,
     key_is_named,
     adapters_are_there,
+    args_hold_no_secrets,
     engine_has_weights,
     checkpoint_is_located,
+    checkpoint_can_be_fetched,
     checkpoint_location_is_well_formed,
     token_is_named,
     replicas_are_ordered,

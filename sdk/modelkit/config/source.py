@@ -24,9 +24,13 @@ _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 # Applied to single lines as they are shown, so that it works before and without a successful parse.
 _SECRET = re.compile(
     r"""
+    # The value of a key that stands for a secret.
     (?: \b(?:hf_token|value|password|[\w-]*api[_-]?key|[\w-]*secret)["']? \s* [:=] \s* )
-    ( "[^"]*"? | '[^']*'? | [^\s}"'|>&*\#][^}\#]* )
-    | ( \b(?:hf_|sk-)[A-Za-z0-9_-]{16,} )
+    (?P<value> "[^"]*"? | '[^']*'? | [^\s}"'|>&*\#][^}\#]* )
+    # A long text where the name of an environment variable should be, and is not.
+    | (?: \b(?:token_env|env_var)["']? \s* [:=] \s* ["']? ) (?P<pasted> (?=\S*[^\w\s"'}])\S{20,} )
+    # What looks like a token, wherever it is.
+    | (?P<token> \b(?:hf_|sk-)[A-Za-z0-9_-]{16,} )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -101,9 +105,9 @@ def mask_secrets(line: str) -> str:
     """Return a line with whatever looks like a secret replaced by as many asterisks, so that columns stay."""
 
     def mask(match: re.Match[str]) -> str:
-        group = 1 if match[1] is not None else 2
-        before = match[0][: match.start(group) - match.start()]
-        return before + "*" * (match.end(group) - match.start(group))
+        assert match.lastgroup is not None
+        secret = match[match.lastgroup]
+        return match[0].removesuffix(secret) + "*" * len(secret)
 
     return _SECRET.sub(mask, line)
 

@@ -26,6 +26,8 @@ __all__ = ["TorchBatch"]
 
 # Columns are allocated in steps of this many tokens.
 COLUMN_STEP = 64
+# How a CPU's allocator, CUDA and its libraries say it where they raise no OutOfMemoryError.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 class _Forward:
@@ -95,9 +97,9 @@ class _Layer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore
     def _make_room(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         step = self.forward
         num_rows, num_columns = (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
-        if step.num_past:  # a decode: one more column
+        if step.num_past:  # a decode: one more column, for all rows or for one of them
             if self.end + step.num_new > num_columns:
-                self._lay_out(keys, values, end=step.running_width, rows=step.rows.stop)
+                self._lay_out(keys, values, end=step.running_width, rows=step.num_running)
             return
         if step.num_running == 0 and step.num_new <= num_columns:
             self.end = step.num_new
@@ -140,6 +142,7 @@ class TorchBatch:
 
     def __init__(self, model: Any, *, eos_ids: frozenset[int]) -> None:
         self._model = model
+        self._device: torch.device = model.device
         self._eos_ids = sorted(eos_ids)
         self._forward = _Forward()
         num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -154,9 +157,9 @@ class TorchBatch:
         return self._rows
 
     @torch.inference_mode()
-    def prefill(self, rows: Sequence[Row]) -> list[int]:
-        """Append new rows; return the first output token of each. Adds none where it raises."""
-        samplers = [RowSampler(row, self._eos_ids, self._model.device) for row in rows]
+    def prefill(self, rows: Sequence[Row]) -> list[int | Exception]:
+        """Append new rows; return the first output token of each, or its fault. Adds none where it raises."""
+        samplers = [RowSampler(row, self._eos_ids, self._device) for row in rows]
         lengths = [row.num_tokens for row in rows]
         width = max(lengths)
         padded = [[0] * (width - row.num_tokens) + list(row.prompt_ids) for row in rows]
@@ -167,16 +170,29 @@ class TorchBatch:
         return tokens
 
     @torch.inference_mode()
-    def decode(self) -> list[int]:
-        """Return the next token of each row. May be called again where it raised."""
-        last = [[row.output_ids[-1]] for row in self._rows]
-        lengths = [row.num_tokens for row in self._rows]
-        tokens = self._run(
-            slice(0, len(last)), last, lengths, num_past=max(lengths) - 1, samplers=self._samplers
-        )
+    def decode(self, *, one_by_one: bool = False) -> list[int | Exception]:
+        """Return the next token of each row, or its fault. May be called again where it raised."""
+        rows = slice(0, len(self._rows))
+        tokens = self._decode_each() if one_by_one else self._decode(rows)
         for layer in self._layers:
             layer.commit()
         return tokens
+
+    def _decode_each(self) -> list[int | Exception]:
+        """Write the new column of one row after the other; `commit` then makes it everybody's."""
+        tokens: list[int | Exception] = []
+        for index in range(len(self._rows)):
+            try:
+                tokens += self._decode(slice(index, index + 1))
+            except Exception as error:  # noqa: BLE001 - the row's own, whatever it is
+                tokens.append(error)
+        return tokens
+
+    def _decode(self, rows: slice) -> list[int | Exception]:
+        running = self._rows[rows]
+        last = [[row.output_ids[-1]] for row in running]
+        lengths = [row.num_tokens for row in running]
+        return self._run(rows, last, lengths, num_past=max(lengths) - 1, samplers=self._samplers[rows])
 
     @torch.inference_mode()
     def drop(self, rows: Sequence[Row]) -> None:
@@ -200,14 +216,24 @@ class TorchBatch:
         self._samplers.clear()
         self._free()
         self._model = None
-        if torch.cuda.is_available():
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        """Say whether `error` means that there was not enough memory, on an accelerator or (by its text) on a CPU."""
-        return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
-            error
-        )
+        """Say whether `error` means that there was not enough memory; some libraries say so only in its text."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+    def is_lost(self) -> bool:
+        """Say whether the device answers no more: after some errors CUDA refuses everything until the process ends."""
+        if self._device.type == "cpu":
+            return False
+        try:
+            torch.zeros(1, device=self._device).item()
+        except Exception as error:  # noqa: BLE001 - whatever its kind
+            return not self.is_out_of_memory(error)
+        return False
 
     def _free(self) -> None:
         for layer in self._layers:
@@ -221,14 +247,14 @@ class TorchBatch:
         *,
         num_past: int,
         samplers: list[RowSampler],
-    ) -> list[int]:
+    ) -> list[int | Exception]:
         """Run the model on `ids` [rows, new] and choose a token for each row; `lengths` include the new tokens."""
         step = self._forward
         step.rows, step.num_new, step.num_past = rows, len(ids[0]), num_past
         step.num_running = len(self._rows)
         # Their newest token is not in the cache yet: its key and value are computed with the next one.
         step.running_width = max((row.num_tokens - 1 for row in self._rows), default=0)
-        device = self._model.device
+        device = self._device
         width = num_past + step.num_new
         padding = (width - torch.tensor(lengths, device=device)).unsqueeze(1)
         columns = torch.arange(width, device=device)

@@ -8,6 +8,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/create and .../compl
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,8 @@ from modelkit.errors import InvalidArgumentError, NotFoundError, Violation, clos
 __all__ = ["ChatBody", "CompletionBody", "OpenAIBody", "parse_body"]
 
 MAX_CHOICES = 128
+# Answers of one request, its prompts and the choices of each counted: they all start at once.
+MAX_ANSWERS = 1024
 
 _SKIPPED = frozenset(
     {
@@ -88,10 +91,13 @@ class OpenAIBody(BaseModel):
 
     def requests(self) -> list[GenerationRequest]:
         """Return one request per choice of the response, in the order of their index."""
+        prompts = self._prompts()
+        if len(prompts) * self.n > MAX_ANSWERS:
+            raise _invalid(
+                "prompt", f"asks for {len(prompts) * self.n} answers at once; there may be {MAX_ANSWERS}"
+            )
         return [
-            request
-            for prompt in self._prompts()
-            for request in (_with_sampling(prompt, self.sampling(number)) for number in range(self.n))
+            replace(prompt, sampling=self.sampling(number)) for prompt in prompts for number in range(self.n)
         ]
 
     def sampling(self, number: int = 0) -> SamplingParams:
@@ -211,16 +217,6 @@ def _plain_message(index: int, message: dict[str, Any]) -> dict[str, Any]:
             )
         texts.append(part["text"])
     return {**message, "content": "\n".join(texts)}
-
-
-def _with_sampling(request: GenerationRequest, sampling: SamplingParams) -> GenerationRequest:
-    return GenerationRequest(
-        prompt=request.prompt,
-        prompt_token_ids=request.prompt_token_ids,
-        messages=request.messages,
-        chat_template_kwargs=request.chat_template_kwargs,
-        sampling=sampling,
-    )
 
 
 def _invalid(name: str, description: str, *, cure: str = "") -> InvalidArgumentError:

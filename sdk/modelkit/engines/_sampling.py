@@ -1,7 +1,10 @@
 """Choose the next token of each row: transformers' own logits processors, applied per row and batched where alike.
 
-Greedy rows share one argmax. Rows with the same temperature, top_k, top_p and min_p are filtered together. Each seeded
+Greedy rows share one maximum. Rows with the same temperature, top_k, top_p and min_p are filtered together. Each seeded
 row draws from a generator of its own, so that its answer does not depend on what else is in the batch.
+
+A row whose scores are no numbers, or whose options raise, fails alone: on an accelerator a draw from such scores would
+end the process' every further operation.
 """
 
 from collections.abc import Sequence
@@ -21,9 +24,12 @@ from transformers.generation.logits_process import (
 
 from modelkit.engines._scheduler import Row
 from modelkit.engines.sampling import Sampling
+from modelkit.errors import EngineError, InvalidArgumentError
 
 __all__ = ["RowSampler", "sample"]
 
+# Stands for a token where there is none.
+NO_TOKEN = -1
 # What rows must share to be filtered together: temperature, top_k, top_p and min_p.
 FilterKey = tuple[float, int, float, float]
 
@@ -64,19 +70,52 @@ class RowSampler:
         return result
 
 
-def sample(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> list[int]:
-    """Return a token for each row of `logits` [rows, vocabulary]."""
-    processed = [index for index, row in enumerate(samplers) if row.processors]
-    if processed:
-        logits = logits.float().clone()
-        for index in processed:
-            logits[index] = samplers[index].process(logits[index : index + 1])[0]
-    tokens = logits.argmax(dim=-1)
+def sample(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> list[int | Exception]:
+    """Return a token for each row of `logits` [rows, vocabulary], or what keeps it from having one."""
+    scores, faults = _processed(logits, samplers)
+    best, tokens = scores.max(dim=-1)
     for key, indices in _groups(samplers).items():
-        probabilities = _filters(key)(None, logits[indices].float()).softmax(dim=-1)
-        tokens[indices] = _draw(probabilities, [samplers[index].generator for index in indices])
-    result: list[int] = tokens.tolist()
-    return result
+        # The likeliest has a score of 0, whatever the temperature divides by. A row without numbers draws from zeros.
+        shifted = (scores[indices].float() - best[indices].float().unsqueeze(1)).nan_to_num_(0.0, 0.0)
+        try:
+            probabilities = _filters(key)(None, shifted).softmax(dim=-1)
+            tokens[indices] = _draw(probabilities, [samplers[index].generator for index in indices])
+        except Exception as error:  # noqa: BLE001 - those who ask for the same get the same answer
+            faults.update(dict.fromkeys(indices, error))
+    tokens.masked_fill_(~best.isfinite(), NO_TOKEN)
+    chosen: list[int | Exception] = tokens.tolist()
+    for index, token in enumerate(chosen):
+        if token == NO_TOKEN:
+            chosen[index] = _not_finite(bool(logits[index].max().isfinite()))
+    for index, fault in faults.items():
+        chosen[index] = fault
+    return chosen
+
+
+def _processed(
+    logits: torch.Tensor, samplers: Sequence[RowSampler]
+) -> tuple[torch.Tensor, dict[int, Exception]]:
+    """Return the logits after what looks at the tokens so far; and the faults of rows where that raised."""
+    faults: dict[int, Exception] = {}
+    rows = [index for index, sampler in enumerate(samplers) if sampler.processors]
+    if not rows:
+        return logits, faults
+    scores = logits.to(torch.float32, copy=True)
+    for index in rows:
+        try:
+            scores[index] = samplers[index].process(scores[index : index + 1])[0]
+        except Exception as error:  # noqa: BLE001 - of this row alone
+            faults[index] = error
+    return scores, faults
+
+
+def _not_finite(given_by_model: bool) -> Exception:
+    if given_by_model:
+        return InvalidArgumentError(
+            "the penalties leave no numbers to choose a token by",
+            cure="bring repetition_penalty closer to 1",
+        )
+    return EngineError("the model's scores for the next token are not numbers")
 
 
 def _draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator | None]) -> torch.Tensor:

@@ -92,6 +92,10 @@ class EchoEngine(EmbeddedEngine):
 
 
 def _text(request: GenerationRequest) -> str:
+    if request.prompt_token_ids is not None:
+        raise InvalidArgumentError(
+            "the engine 'echo' has no tokenizer, so it cannot read token ids", cure="send text"
+        )
     if request.messages:
         content = request.messages[-1].get("content")
         return content if isinstance(content, str) else ""

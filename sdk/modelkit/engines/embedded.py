@@ -3,9 +3,9 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 import orjson
 
@@ -14,6 +14,8 @@ from modelkit.engines.base import Chunk, Engine, GenerationRequest
 from modelkit.errors import UnavailableError
 
 __all__ = ["EmbeddedEngine"]
+
+T = TypeVar("T")
 
 
 class EmbeddedEngine(Engine):
@@ -26,7 +28,8 @@ class EmbeddedEngine(Engine):
     async def openai(self, endpoint: str, body: bytes) -> bytes:
         """Answer one OpenAI request with the whole response. Raises NotFoundError or InvalidArgumentError."""
         parsed = parse_body(endpoint, body, self.name)
-        answers = await asyncio.gather(*(self._answer(request) for request in parsed.requests()))
+        async with _cancelled_on_exit([self._answer(request) for request in parsed.requests()]) as tasks:
+            answers = await asyncio.gather(*tasks)
         style = _Style(parsed, self.model_id)
         choices = [style.choice(index, text, last) for index, (text, last) in enumerate(answers)]
         usage = _usage([last for _, last in answers], parsed.n)
@@ -117,24 +120,38 @@ async def _merge(streams: list[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[t
                 yield 0, chunk
         return
     # One place per stream: a stream goes on only when its last chunk has been read.
-    merged: asyncio.Queue[tuple[int, Chunk | None]] = asyncio.Queue(maxsize=len(streams))
+    merged: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue(maxsize=len(streams))
+    async with _cancelled_on_exit([_drain(index, stream, merged) for index, stream in enumerate(streams)]):
+        running = len(streams)
+        while running:
+            index, item = await merged.get()
+            if isinstance(item, Exception):
+                raise item
+            yield index, item
+            running -= item.finish_reason is not None
 
-    async def drain(index: int, stream: AsyncIterator[Chunk]) -> None:
-        async for chunk in stream:
-            await merged.put((index, chunk))
 
-    tasks = [asyncio.create_task(drain(index, stream)) for index, stream in enumerate(streams)]
-    everything = asyncio.gather(*tasks)
-    everything.add_done_callback(lambda _: merged.put_nowait((-1, None)) if not merged.full() else None)
+async def _drain(
+    index: int, stream: AsyncGenerator[Chunk, None], merged: asyncio.Queue[tuple[int, Chunk | Exception]]
+) -> None:
+    """Move a stream into the queue, and its error after it."""
     try:
-        while not (everything.done() and merged.empty()):
-            index, chunk_or_end = await merged.get()
-            if chunk_or_end is not None:
-                yield index, chunk_or_end
-        await everything
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                await merged.put((index, chunk))
+    except Exception as error:  # noqa: BLE001 - raised by the reader
+        await merged.put((index, error))
+
+
+@asynccontextmanager
+async def _cancelled_on_exit(
+    coroutines: list[Coroutine[Any, Any, T]],
+) -> AsyncIterator[list[asyncio.Task[T]]]:
+    """Run coroutines as tasks; at the end, whatever the reason, none of them goes on."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()

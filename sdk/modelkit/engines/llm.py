@@ -36,7 +36,7 @@ Temperature = Annotated[
     Field(
         ge=0,
         le=2,
-        description="0 always takes the likeliest token. Default: what the checkpoint says, else 0.",
+        description="0, or next to it, always takes the likeliest token. Default: what the checkpoint says, else 0.",
     ),
 ]
 TopP = Annotated[
@@ -131,22 +131,7 @@ class LLM(Model):
         min_tokens: MinTokens = 0,
     ) -> str:
         """Answer a prompt or a chat with the whole text at once."""
-        return await self.complete(
-            prompt,
-            messages=messages,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            stop=tuple(stop or ()),
-            seed=seed,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            min_tokens=min_tokens,
-        )
+        return await self.complete(**_arguments(locals()))
 
     @method
     async def generate(
@@ -167,23 +152,7 @@ class LLM(Model):
         min_tokens: MinTokens = 0,
     ) -> AsyncIterator[str]:
         """Answer a prompt or a chat piece by piece, as the model writes."""
-        texts = self.stream(
-            prompt,
-            messages=messages,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            stop=tuple(stop or ()),
-            seed=seed,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            min_tokens=min_tokens,
-        )
-        async with aclosing(texts):
+        async with aclosing(self.stream(**_arguments(locals()))) as texts:
             async for text in texts:
                 yield text
 
@@ -238,11 +207,11 @@ class LLM(Model):
     ) -> AsyncGenerator[str, None]:
         """Yield the model's answer in pieces; none is empty or ends inside a character.
 
-        `sampling` takes the fields of SamplingParams (`max_tokens`, `temperature`, `stop`, ...). The call's usage
-        grows before each piece. Raises InvalidArgumentError for a bad request and UnavailableError where the
+        `sampling` takes the fields of SamplingParams (`max_tokens`, `temperature`, ...; `stop` is a string or several).
+        The call's usage grows before each piece. Raises InvalidArgumentError for a bad request and UnavailableError where the
         engine closes before the answer is complete.
         """
-        request = self._request(prompt, messages or (), system, SamplingParams(**sampling))
+        request = self._request(prompt, messages or (), system, _sampling(**sampling))
         call = current_request()
         before = Chunk("")
         async with aclosing(self.engine.generate(request)) as chunks:
@@ -253,7 +222,7 @@ class LLM(Model):
                     raise UnavailableError("the engine closed before the answer was complete")
                 if chunk.text:
                     yield chunk.text
-        call.response_metadata["finish_reason"] = before.finish_reason or ""
+        call.finish_reason = before.finish_reason or ""
 
     def _request(
         self, prompt: str, messages: Sequence[Message], system: str, sampling: SamplingParams
@@ -273,6 +242,15 @@ class LLM(Model):
 
 # The endpoints that stream their usage only when a request asks for it; the Responses API always does.
 _USAGE_BY_OPTION = ("/chat/completions", "/completions")
+
+
+def _arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a method was called with, given its `locals()` at the start."""
+    return {name: value for name, value in variables.items() if name != "self"}
+
+
+def _sampling(stop: str | Sequence[str] | None = None, **fields: Any) -> SamplingParams:
+    return SamplingParams(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **fields)
 
 
 def _add_usage(call: Request, before: Chunk, chunk: Chunk) -> None:

@@ -16,14 +16,20 @@ import orjson
 
 from modelkit.errors import InvalidArgumentError, LoadError, Violation
 
-__all__ = ["Sampling", "SamplingParams", "read_generation_config", "sampling_defaults"]
+__all__ = ["GREEDY_BELOW", "Sampling", "SamplingParams", "read_generation_config", "sampling_defaults"]
+
+# A temperature below this leaves one token in any case, and its division has no room in a float of 32 bits.
+GREEDY_BELOW = 1e-4
+# Each token is searched for every stop string, in the thread that all requests share.
+MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen and when to end, as a request asks for it; spelled as in OpenAI's API and vLLM.
 
-    None means the checkpoint's own default. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 restrict nothing.
+    None means the checkpoint's own default. `temperature` 0, and anything below GREEDY_BELOW, takes the likeliest
+    token; `top_k` 0 and `top_p` 1 restrict nothing.
     `max_tokens` None means up to the model's length. `seed` makes a request repeatable whatever shares its batch.
     Before `min_tokens` output tokens neither the end-of-sequence token nor a stop string ends the answer.
     """
@@ -72,7 +78,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is taken, so that nothing is drawn at random."""
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
 
 
 # Field -> (lowest, highest, whether the lowest itself is allowed), from OpenAI's reference and vLLM's checks.
@@ -101,9 +107,13 @@ def _violations(sampling: Sampling) -> Iterator[Violation]:
         if not (lowest <= value <= highest and (inclusive or value != lowest)):
             bounds = f"{'at least' if inclusive else 'above'} {lowest:g}"
             bounds += "" if highest == float("inf") else f" and at most {highest:g}"
-            yield Violation(name, f"must be {bounds}, not {value:g}")
+            yield Violation(name, f"must be {bounds}, not {value}")
     if "" in sampling.stop:
         yield Violation("stop", "must not hold an empty string")
+    if len(sampling.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in sampling.stop):
+        yield Violation(
+            "stop", f"must hold at most {MAX_STOPS} strings of at most {MAX_STOP_CHARACTERS} characters"
+        )
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         yield Violation("min_tokens", f"must not exceed max_tokens ({sampling.max_tokens})")
 

@@ -5,9 +5,11 @@ It needs no server and runs on a CPU or one accelerator. Requests of all callers
 """
 
 import asyncio
+import contextlib
+import inspect
 import json
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,46 @@ from modelkit.engines._scheduler import ChunkStream, Row, Scheduler
 from modelkit.engines.base import Chunk, GenerationRequest, SamplingParams
 from modelkit.engines.detokenize import Detokenizer, detokenizer_factory
 from modelkit.engines.embedded import EmbeddedEngine
-from modelkit.errors import EngineError, InvalidArgumentError, LoadError, ModelkitError, UsageError, closest
+from modelkit.errors import (
+    EngineError,
+    InvalidArgumentError,
+    LoadError,
+    ModelkitError,
+    UnavailableError,
+    UsageError,
+    Violation,
+    closest,
+)
 
 __all__ = ["TransformersArgs", "TransformersEngine", "check_checkpoint"]
 
-# A text this long takes longer to tokenize than a thread costs.
-LONG_TEXT = 16_384
+# Text, and messages, that are rendered and tokenized within a millisecond or so: less than handing them to a thread
+# costs while others stream.
+QUICK_TEXT, QUICK_MESSAGES = 2048, 32
+# Names that transformers' chat rendering has itself, in any version: as a "variable of the template" they would replace
+# the checkpoint's template by the caller's, or change what is returned.
+RENDERING_NAMES = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
 # Below this many parameters a CPU is busy with calling operations rather than with computing: a second thread costs more
 # than it adds, and float32 answers one caller nearly twice as fast as bfloat16 (at 141 million it is slower).
 SMALL_MODEL = 50_000_000
@@ -126,11 +162,14 @@ class TransformersEngine(EmbeddedEngine):
         self._eos_ids: frozenset[int] = frozenset()
         self._max_model_len = 0
         self._vocab_size = 0
+        self._longest_token = 0
+        self._template_variables_refused: frozenset[str] = frozenset()
         self._scheduler = Scheduler(
             self._load,
             max_num_seqs=self.args.max_num_seqs,
             max_batched_tokens=self.args.max_batched_tokens,
             max_waiting=self.args.max_waiting,
+            on_down=self._hear_down,
         )
 
     @property
@@ -149,7 +188,10 @@ class TransformersEngine(EmbeddedEngine):
         return self._scheduler.num_running
 
     async def start(self) -> None:
-        """Load the checkpoint and answer with one token. Raises LoadError, UsageError or EngineError."""
+        """Load the checkpoint and answer with one token. Raises LoadError, UsageError or EngineError.
+
+        Cancelled, it leaves the loading thread to itself: nothing stops a read of weights. `close` makes it end there.
+        """
         if self.checkpoint_dir is None:
             raise LoadError(
                 "the engine 'transformers' needs a checkpoint",
@@ -166,11 +208,12 @@ class TransformersEngine(EmbeddedEngine):
             raise LoadError(f"cannot load {self.checkpoint_dir}: {type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
-        """End every request with "abort", the thread, and free the model."""
+        """End every request with "abort", the thread, and free the model; while it loads, as soon as that allows."""
         await self._scheduler.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Stream the answer to one request, batched with all others. Raises InvalidArgumentError for a bad one."""
+        self._scheduler.check_open()
         row = await self._row(request)
         self._scheduler.submit(row)
         try:
@@ -181,6 +224,9 @@ class TransformersEngine(EmbeddedEngine):
                     return
         finally:
             row.cancelled = True
+
+    def _hear_down(self, reason: str) -> None:
+        self.down_reason = reason
 
     # ------------------------------------------------------------------------------------------------- the request
 
@@ -210,21 +256,48 @@ class TransformersEngine(EmbeddedEngine):
             raise InvalidArgumentError("give exactly one of prompt, prompt_token_ids and messages")
         if request.prompt_token_ids is not None:
             ids = self._checked_ids(request.prompt_token_ids)
-        elif request.messages is not None:
-            ids = await self._tokenize(self._apply_template(request), special_tokens=False)
+        elif self._is_quick(request):
+            ids = self._encode_text(request)
         else:
-            ids = await self._tokenize(request.prompt or "", special_tokens=True)
+            ids = await asyncio.to_thread(self._encode_text, request)
         if not ids:
             raise InvalidArgumentError("the prompt is empty")
         return ids
 
     def _checked_ids(self, ids: Sequence[int]) -> Sequence[int]:
-        for token_id in ids:
-            if not 0 <= token_id < self._vocab_size:
-                raise InvalidArgumentError(
-                    f"prompt token id {token_id} is not in the model's vocabulary of {self._vocab_size}"
-                )
+        if len(ids) < self._max_model_len:  # else it is refused anyway
+            for token_id in ids:
+                if not 0 <= token_id < self._vocab_size:
+                    raise InvalidArgumentError(
+                        f"prompt token id {token_id} is not in the model's vocabulary of {self._vocab_size}"
+                    )
         return ids
+
+    def _is_quick(self, request: GenerationRequest) -> bool:
+        """Whether text and template take the event loop no longer than handing them to a thread would."""
+        if not getattr(self._tokenizer, "is_fast", False):
+            return False
+        if request.prompt is not None:
+            return len(request.prompt) <= QUICK_TEXT
+        messages = request.messages or ()
+        if len(messages) > QUICK_MESSAGES or request.tools or request.chat_template_kwargs:
+            return False
+        # What is no text (parts, tool calls) is not measured but taken for long.
+        texts = [value for message in messages for value in message.values()]
+        return all(isinstance(text, str) for text in texts) and sum(map(len, texts)) <= QUICK_TEXT
+
+    def _encode_text(self, request: GenerationRequest) -> list[int]:
+        """Return the token ids of a prompt or of a chat. May run in any thread."""
+        is_chat = request.messages is not None
+        text = self._apply_template(request) if is_chat else request.prompt or ""
+        if len(text) > self._max_model_len * self._longest_token:
+            raise InvalidArgumentError(
+                f"the prompt has {len(text)} characters, and the model takes at most {self._max_model_len} tokens",
+                cure="send a shorter prompt",
+            )
+        # Not verbose: the length is checked here, with an error instead of a line in the log.
+        encoded = self._tokenizer(text, add_special_tokens=not is_chat, verbose=False)
+        return list(encoded["input_ids"])
 
     def _apply_template(self, request: GenerationRequest) -> str:
         """Return the chat as the text that the model was trained on."""
@@ -233,6 +306,7 @@ class TransformersEngine(EmbeddedEngine):
                 "the checkpoint has no chat template, so it cannot answer messages",
                 cure="send a prompt instead of messages",
             )
+        self._check_template_variables(request.chat_template_kwargs)
         try:
             text: str = self._tokenizer.apply_chat_template(
                 [dict(message) for message in request.messages or ()],
@@ -248,12 +322,19 @@ class TransformersEngine(EmbeddedEngine):
             ) from error
         return text
 
-    async def _tokenize(self, text: str, *, special_tokens: bool) -> Sequence[int]:
-        def encode() -> list[int]:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
-            return ids
-
-        return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
+    def _check_template_variables(self, variables: Mapping[str, Any]) -> None:
+        """Refuse what would not reach the template but steer transformers: another template, above all."""
+        refused = [name for name in variables if name in self._template_variables_refused]
+        if refused:
+            violations = [
+                Violation(f"chat_template_kwargs.{name}", "is not a variable of the chat template")
+                for name in refused
+            ]
+            raise InvalidArgumentError(
+                f"chat_template_kwargs must not hold {', '.join(refused)}",
+                cure="pass only variables that the checkpoint's chat template reads",
+                violations=violations,
+            )
 
     # ------------------------------------------------------------------------- loading, in the scheduler's own thread
 
@@ -265,6 +346,7 @@ class TransformersEngine(EmbeddedEngine):
 
         from modelkit.engines._batch import TorchBatch
 
+        self._stop_if_closing()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
         if self.args.num_threads is not None:
             torch.set_num_threads(self.args.num_threads)
@@ -273,27 +355,57 @@ class TransformersEngine(EmbeddedEngine):
             "local_files_only": True,
             "trust_remote_code": self.config.trust_remote_code,
         }
-        self._tokenizer = AutoTokenizer.from_pretrained(str(self.checkpoint_dir), **options)
-        self._new_detokenizer = detokenizer_factory(self._tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(str(self.checkpoint_dir), **options)
+        self._prepare(tokenizer)
+        self._stop_if_closing()
         if self.args.attn_implementation:
             options["attn_implementation"] = self.args.attn_implementation
         dtype = self.config.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
         model = AutoModelForCausalLM.from_pretrained(str(self.checkpoint_dir), dtype=dtype, **options)
+        self._stop_if_closing()
         model = model.to(device).eval()
         if device.type == "cpu" and model.num_parameters() < SMALL_MODEL:
             model = model.float() if self.config.dtype == "auto" else model
             self._use_one_thread(torch)
         self._read_limits(model)
+        self._warm_up()
         return TorchBatch(model, eos_ids=self._eos_ids)
 
+    def _stop_if_closing(self) -> None:
+        if self._scheduler.is_closing:
+            raise UnavailableError("the engine was closed while it loaded")
+
+    def _prepare(self, tokenizer: Any) -> None:
+        """Take the tokenizer into use, and read from it what requests are checked against."""
+        self._tokenizer = tokenizer
+        self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        parameters = inspect.signature(tokenizer.apply_chat_template).parameters.values()
+        names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        self._template_variables_refused = RENDERING_NAMES | names
+        self._new_detokenizer = detokenizer_factory(tokenizer)
+
+    def _warm_up(self) -> None:
+        """Have behind it what a first use compiles (the template) or changes (the tokenizer's padding)."""
+        with contextlib.suppress(InvalidArgumentError):
+            self._encode_text(GenerationRequest(messages=[{"role": "user", "content": "Hi"}]))
+        self._encode_text(GenerationRequest(prompt="Hi"))
+
     def _device(self, torch: Any) -> Any:
-        if self.args.device != "auto":
-            return torch.device(self.args.device)
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        if self.config.gpu_memory_utilization is not None:
-            torch.cuda.set_per_process_memory_fraction(self.config.gpu_memory_utilization)
-        return torch.device("cuda")
+        """Return the device that engine.args names. Raises UsageError where there is none such."""
+        name = self.args.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(
+                f"there is no device '{name}' here: {str(error).splitlines()[0]}",
+                cure="set engine.args.device to auto, cpu, or the name of one that torch has",
+            ) from error
+        if device.type == "cuda" and self.config.gpu_memory_utilization is not None:
+            torch.cuda.set_per_process_memory_fraction(self.config.gpu_memory_utilization, device.index or 0)
+        return device
 
     def _use_one_thread(self, torch: Any) -> None:
         if self.args.num_threads is None and "OMP_NUM_THREADS" not in os.environ:

@@ -11,7 +11,13 @@ from modelkit.model.request import REQUEST, Request, Usage, current_request
 
 if TYPE_CHECKING:
     from modelkit.model.base import Model, ModelContext, method
-    from modelkit.model.importing import check_model, find_model_file, import_model_class, read_signatures
+    from modelkit.model.importing import (
+        check_model,
+        find_model_file,
+        import_checked_class,
+        import_model_class,
+        read_signatures,
+    )
     from modelkit.model.signature import MethodKind, Signature, SignatureError, describe_type
     from modelkit.model.types import ArgumentSpec, Limits, TypeKind, TypeSpec
 
@@ -26,8 +32,9 @@ _HOME_OF = {
     "TypeKind": "types",
     "TypeSpec": "types",
     "check_model": "importing",
-    "find_model_file": "importing",
     "describe_type": "signature",
+    "find_model_file": "importing",
+    "import_checked_class": "importing",
     "import_model_class": "importing",
     "method": "base",
     "read_signatures": "importing",
@@ -53,6 +60,7 @@ __all__ = [
     "current_request",
     "describe_type",
     "find_model_file",
+    "import_checked_class",
     "import_model_class",
     "method",
     "read_signatures",

@@ -10,12 +10,20 @@ from modelkit.config import Config
 from modelkit.model.fields import REQUIRED, FieldSpec
 from modelkit.model.request import Request, current_request
 
-__all__ = ["Model", "ModelContext", "method"]
+__all__ = ["MarkError", "Model", "ModelContext", "method"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Marks a function as a method; the value keeps the FieldSpecs that stood in place of its defaults, by argument.
 METHOD_ATTRIBUTE = "__modelkit_method__"
+
+
+class MarkError(TypeError):
+    """`@method` stands over something that it cannot mark."""
+
+    def __init__(self, message: str, cure: str) -> None:
+        super().__init__(message)
+        self.cure = cure
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +133,43 @@ def _mark(function: F) -> F:
     cost time on each call and hide whether the function is a coroutine or a generator.
     """
     if not inspect.isfunction(function):
-        raise TypeError(
-            f"@method marks a plain function, not a {type(function).__name__}; put it on the inside"
+        kind = "class" if inspect.isclass(function) else type(function).__name__
+        wrapped = isinstance(function, (staticmethod, classmethod, property))
+        cure = (
+            f"remove @{kind}: a method takes self"
+            if wrapped
+            else "write @method alone above a 'def' in the class"
         )
+        raise MarkError(f"@method marks a plain function, not a {kind}", cure)
     specs: dict[str, Any] = {}
+    layer: Any = function
+    while inspect.isfunction(layer):
+        _take_specs(layer, specs)
+        layer = getattr(layer, "__wrapped__", None)  # another decorator's wrapper has no defaults of its own
+    setattr(function, METHOD_ATTRIBUTE, specs)
+    return function
+
+
+def _take_specs(function: Any, specs: dict[str, Any]) -> None:
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]
     defaults = function.__defaults__ or ()
     first_default = len(positional) - len(defaults)
     plain = [_plain_default(*pair, specs) for pair in zip(positional[first_default:], defaults, strict=True)]
+    while plain and plain[0] is REQUIRED:  # Python knows by itself that these must be given
+        plain.pop(0)
     function.__defaults__ = tuple(plain) or None
-    for name, value in (keyword_defaults := function.__kwdefaults__ or {}).items():
-        keyword_defaults[name] = _plain_default(name, value, specs)
-    setattr(function, METHOD_ATTRIBUTE, specs)
-    return function
+    keywords = {
+        name: _plain_default(name, value, specs) for name, value in (function.__kwdefaults__ or {}).items()
+    }
+    function.__kwdefaults__ = {name: value for name, value in keywords.items() if value is not REQUIRED}
 
 
 def _plain_default(name: str, value: Any, specs: dict[str, Any]) -> Any:
     if isinstance(value, FieldSpec):
         specs[name] = value
-        return value if value.default is REQUIRED else value.default
+        return value.default
     if type(value).__name__ == "FieldInfo" and type(value).__module__.startswith("pydantic"):
         specs[name] = value
-        return value if value.is_required() else value.get_default(call_default_factory=True)
+        return REQUIRED if value.is_required() else value.get_default(call_default_factory=True)
     return value

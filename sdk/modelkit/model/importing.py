@@ -2,19 +2,26 @@
 
 import importlib.util
 import inspect
+import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import Any
 
 from modelkit.errors import ConfigError, Problem
-from modelkit.model.base import Model
+from modelkit.model.base import METHOD_ATTRIBUTE, MarkError, Model
 from modelkit.model.signature import Signature, SignatureError, method_names, read_signature
 from modelkit.model.source import SourceFile
 
-__all__ = ["check_model", "find_model_file", "import_model_class", "read_signatures"]
+__all__ = ["check_model", "find_model_file", "import_checked_class", "import_model_class", "read_signatures"]
 
+# What the server calls without arguments.
+_CALLED_BARE = ("__init__", "load", "close")
 _RESERVED = {"load", "close", "config", "context", "model_dir", "checkpoint_dir", "request", "report_usage"}
 
 
@@ -42,33 +49,70 @@ def read_signatures(model_class: type[Model]) -> Mapping[str, Signature]:
 def check_model(model_dir: Path) -> list[Problem]:
     """Return every problem of the folder's model.py; it is imported, but nothing is loaded."""
     try:
-        model_class = import_model_class(model_dir)
+        import_checked_class(model_dir)
     except ConfigError as error:
         return list(error.problems)
-    return _check_methods(_read(model_dir), model_class)
+    return []
+
+
+def import_checked_class(model_dir: Path) -> type[Model]:
+    """As `import_model_class`; ConfigError also has every problem of the methods' signatures."""
+    source = _read(model_dir)
+    model_class = _find_class(source, _import(source))
+    problems = _check_bare_calls(source, model_class) + _check_methods(source, model_class)
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0)))
+    return model_class
+
+
+def _check_bare_calls(source: SourceFile, model_class: type[Model]) -> list[Problem]:
+    """Report arguments that nobody would give: `load` and its like are called with nothing but self."""
+    problems = []
+    for name in _CALLED_BARE:
+        function = inspect.getattr_static(model_class, name)
+        if not inspect.isfunction(function) or hasattr(function, METHOD_ATTRIBUTE):
+            continue
+        needed = _needed_beyond_self(function)
+        if needed:
+            message = f"'{name}' takes '{needed}', and the server calls it with nothing but self"
+            cure = f"write def {name}(self); what depends on the folder is in self.config and self.model_dir in load"
+            place = source.find_part(model_class.__name__, function, needed)
+            problems.append(source.problem(message, cure, place))
+    return problems
+
+
+def _needed_beyond_self(function: Any) -> str:
+    """Return the first argument after self that has no default, "" where there is none."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in variable
+    ]
+    return needed[1] if len(needed) > 1 else ""
 
 
 def _check_methods(source: SourceFile, model_class: type[Model]) -> list[Problem]:
     names = method_names(model_class)
     if not names:
-        node = source.find_class(model_class.__name__)
-        line = node.lineno if node else 1
+        message = f"class {model_class.__name__} has no method marked @method"
         cure = "put @method over the functions that callers may call (from modelkit import method)"
-        return [source.problem_at(f"class {model_class.__name__} has no method marked @method", cure, line)]
-    problems = []
-    for name in names:
-        if name in _RESERVED or name.startswith("_"):
-            place = source.find_part(model_class.__name__, name, "")
-            problems.append(
-                source.problem(f"'{name}' cannot be a method's name", "choose another name", place)
-            )
-            continue
-        try:
-            read_signature(model_class, name)
-        except SignatureError as error:
-            place = source.find_part(model_class.__name__, name, error.argument)
-            problems.append(source.problem(str(error), error.cure, place))
-    return problems
+        return [source.problem(message, cure, source.find_part(model_class.__name__, None, ""))]
+    found = (_check_method(source, model_class, name) for name in names)
+    return [problem for problem in found if problem is not None]
+
+
+def _check_method(source: SourceFile, model_class: type[Model], name: str) -> Problem | None:
+    function = getattr(model_class, name)
+    if name in _RESERVED or name.startswith("_"):
+        place = source.find_part(model_class.__name__, function, "")
+        return source.problem(f"'{name}' cannot be a method's name", "choose another name", place)
+    try:
+        read_signature(model_class, name)
+    except SignatureError as error:
+        place = source.find_part(model_class.__name__, function, error.argument)
+        return source.problem(str(error), error.cure, place)
+    return None
 
 
 def _read(model_dir: Path) -> SourceFile:
@@ -77,7 +121,7 @@ def _read(model_dir: Path) -> SourceFile:
         cure = f"write one with a subclass of modelkit.Model; `modelkit init {model_dir.resolve().name}` shows how"
         raise ConfigError([Problem("the model folder has no model.py", cure, model_dir / "model.py")])
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Python skips a byte order mark too
     except UnicodeDecodeError as error:
         problem = Problem(
             f"the file is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8", path
@@ -100,15 +144,38 @@ def _import(source: SourceFile) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     sys.modules[name] = module  # pydantic and pickle look classes up by their module's name
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        sys.modules.pop(name, None)
-        raise ConfigError([_syntax_problem(source, error)]) from error
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)
-        raise ConfigError([_import_problem(source, error)]) from error
+    with _noting_interrupts() as interrupts:
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:  # author's code may raise anything
+            sys.modules.pop(name, None)
+            if interrupts:
+                raise
+            if isinstance(error, SyntaxError):
+                raise ConfigError([_syntax_problem(source, error)]) from error
+            raise ConfigError([_import_problem(source, error)]) from error
     return module
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Yield a list that a Ctrl-C fills: a KeyboardInterrupt that the file itself raises does not."""
+    pressed: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _syntax_problem(source: SourceFile, error: SyntaxError) -> Problem:
@@ -126,13 +193,30 @@ def _import_problem(source: SourceFile, error: BaseException) -> Problem:
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").partition(".")[0]
         message = f"model.py needs '{missing}', which is not installed"
-        cure = f"pip install -r requirements.txt, or import '{missing}' inside load, where it is used"
+        cure = f"{_installation(source)}, or import '{missing}' inside load, where it is used"
     elif isinstance(error, SystemExit):
         message, cure = "model.py ends the process when it is imported", "remove the call to exit"
+    elif isinstance(error, MarkError):
+        message, cure = str(error), error.cure
+    elif isinstance(error, TypeError) and str(error).startswith("method() "):
+        message = f"@method is misused: {error}"
+        cure = "write @method alone above the function: it takes no options"
+    elif isinstance(error, KeyboardInterrupt):
+        message, cure = "model.py raises KeyboardInterrupt when it is imported", "remove the raise"
     else:
         message = f"importing model.py raised {type(error).__name__}: {error}"
         cure = "keep work that can fail inside load"
     return source.problem_at(message, cure, line)
+
+
+def _installation(source: SourceFile) -> str:
+    """Say how to install what model.py needs: from requirements.txt where the folder has one."""
+    folder = source.path.parent
+    folders = (folder, folder.parent) if folder.name == "1" else (folder,)
+    for file in (candidate / "requirements.txt" for candidate in folders):
+        if file.is_file():
+            return f"pip install -r {shlex.quote(str(file))}"
+    return f"install it and name it in {folders[-1] / 'requirements.txt'}"
 
 
 def _line_in(source: SourceFile, error: BaseException) -> int:
@@ -155,7 +239,6 @@ def _find_class(source: SourceFile, module: ModuleType) -> type[Model]:
         cure = "define one: class MyModel(Model): ... (from modelkit import Model, method)"
         raise ConfigError([source.problem("model.py defines no subclass of modelkit.Model", cure)])
     names = ", ".join(cls.__name__ for cls in leaves)
-    second = source.find_class(leaves[1].__name__)
     message = f"model.py defines {len(leaves)} models, {names}; a folder has one"
     cure = "keep one class and move the others into folders of their own"
-    raise ConfigError([source.problem_at(message, cure, second.lineno if second else 1)])
+    raise ConfigError([source.problem(message, cure, source.find_part(leaves[1].__name__, None, ""))])

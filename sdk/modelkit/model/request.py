@@ -18,10 +18,18 @@ class Usage:
     output_tokens: int = 0
     cached_tokens: int = 0
 
+    def totals(self) -> tuple[int, int, int]:
+        """Return the three numbers as they are now."""
+        return self.prompt_tokens, self.output_tokens, self.cached_tokens
+
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One call, as the model sees it. `deadline` is a `time.monotonic()` value, None where the caller set none."""
+    """One call, as the model sees it. `deadline` is a `time.monotonic()` value, None where the caller set none.
+
+    The model sets `usage`, `response_metadata` and `finish_reason`. `progress` is the server's own: the usage as it was
+    when the last item of a stream was yielded, for a generator in a thread may be ahead of what its caller has got.
+    """
 
     id: str = ""
     method: str = ""
@@ -29,7 +37,9 @@ class Request:
     deadline: float | None = None
     usage: Usage = field(default_factory=Usage)
     response_metadata: dict[str, str] = field(default_factory=dict)
+    finish_reason: str = ""
     cancelled: bool = False
+    progress: tuple[int, int, int] = (0, 0, 0)
 
     def time_remaining_s(self) -> float | None:
         """Return the seconds left until the caller gives up, never below 0; None where it waits for ever."""

@@ -1,19 +1,23 @@
 """A method's signature: what it takes and returns, and how a call's arguments are checked against it."""
 
 import collections.abc
+import copy
 import enum
+import functools
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pydantic
-from pydantic_core import SchemaValidator
+from pydantic_core import SchemaError, SchemaValidator
 
+from modelkit.datatypes import Media, Tensor, Text
 from modelkit.errors import InvalidArgumentError, Violation, closest
-from modelkit.model.base import METHOD_ATTRIBUTE, Model
+from modelkit.model.base import METHOD_ATTRIBUTE, Model, method
 from modelkit.model.fields import REQUIRED
 from modelkit.model.types import (
     ArgumentSpec,
@@ -21,6 +25,7 @@ from modelkit.model.types import (
     TypeSpec,
     UnsupportedTypeError,
     WireType,
+    unsupported,
     wire_type,
 )
 
@@ -51,7 +56,7 @@ class Signature:
     `is_async` says whether it runs on the event loop (`async def`) or in a thread. `result` describes one item where
     the result is a stream. `streamed` is the name of the argument that arrives item by item, "" where there is none,
     and `takes_async_iterator` says which kind of iterator it is given. `binds_slowly` is True where checking the
-    arguments decodes images, which is work for a thread.
+    arguments decodes images or copies tensors, which is work for a thread.
     """
 
     name: str
@@ -63,7 +68,8 @@ class Signature:
     streamed: str
     takes_async_iterator: bool
     validators: Mapping[str, SchemaValidator]
-    fill_in: Mapping[str, Any]
+    item_validator: SchemaValidator | None
+    fill_in: Mapping[str, Callable[[], Any]]
     binds_slowly: bool
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +77,7 @@ class Signature:
 
         Raises InvalidArgumentError with every violation: unknown, missing, of the wrong type, outside its limits.
         """
-        bound: dict[str, Any] = dict(self.fill_in)
+        bound = {name: make() for name, make in self.fill_in.items() if name not in arguments}
         violations: list[Violation] = []
         validators = self.validators
         for name, value in arguments.items():
@@ -92,16 +98,12 @@ class Signature:
 
     def check_item(self, value: Any) -> Any:
         """Check one item of the streamed argument. Raises InvalidArgumentError."""
+        assert self.item_validator is not None
         try:
-            return self.validators_of_stream.validate_python(value)
+            return self.item_validator.validate_python(value)
         except pydantic.ValidationError as error:
             violations = self._violations(self.streamed, error)
             raise InvalidArgumentError(_summary(self.name, violations), violations=violations) from error
-
-    @property
-    def validators_of_stream(self) -> SchemaValidator:
-        """The check of one streamed item; kept beside the others under a name no argument can have."""
-        return self.validators[_STREAM_KEY]
 
     def _unknown(self, name: str) -> Violation:
         known = [spec.name for spec in self.arguments]
@@ -118,8 +120,6 @@ class Signature:
         return [Violation(_path(name, item["loc"]), _message(item)) for item in items]
 
 
-_STREAM_KEY = "*stream*"
-
 _STREAM_RESULTS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
 _ASYNC_STREAM_RESULTS = (
     collections.abc.AsyncIterator,
@@ -134,13 +134,14 @@ def method_names(model_class: type[Model]) -> list[str]:
         name
         for name in dir(model_class)
         if any(hasattr(base.__dict__.get(name), METHOD_ATTRIBUTE) for base in model_class.__mro__)
+        and getattr(model_class, name) is not None  # `greet = None` takes an inherited method away
     )
 
 
 def read_signature(model_class: type[Model], name: str) -> Signature:
     """Read the signature of one method from its annotations. Raises SignatureError."""
-    function = getattr(model_class, name)
-    options = getattr(function, METHOD_ATTRIBUTE, {})
+    function = _function(model_class, name)
+    options = getattr(function, METHOD_ATTRIBUTE)
     parameters = _parameters(name, function)
     hints = _type_hints(function)
     if "return" not in hints:
@@ -150,6 +151,7 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
             "return",
         )
     result, kind, gives_async = _result(hints["return"])
+    _check_body(name, function, kind, gives_async=gives_async)
     streamed, takes_async = _streamed(name, hints, parameters, kind)
     if streamed:
         kind = MethodKind.BIDIRECTIONAL
@@ -170,6 +172,8 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         parameter.name: _argument_wire(name, parameter, hints[parameter.name], options, streamed=streamed)
         for parameter in parameters
     }
+    validators = {key: _validator(key, wire) for key, wire in wires.items()}
+    item_validator = validators.pop(streamed, None)
     return Signature(
         name=name,
         kind=kind,
@@ -179,9 +183,10 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         is_async=is_async,
         streamed=streamed,
         takes_async_iterator=takes_async,
-        validators=_validators(wires, streamed),
+        validators=validators,
+        item_validator=item_validator,
         fill_in=_fill_in(parameters, wires, streamed),
-        binds_slowly=any(_has_image(wire.spec) for wire in wires.values()),
+        binds_slowly=any(_is_heavy(wire.spec) for wire in wires.values()),
     )
 
 
@@ -201,6 +206,17 @@ def describe_type(spec: TypeSpec) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ reading annotations
+
+
+def _function(model_class: type[Model], name: str) -> Callable[..., Any]:
+    """Return a method's function. One that overrides a marked method is marked now: it may have Field defaults too."""
+    found = inspect.getattr_static(model_class, name)
+    if not inspect.isfunction(found):
+        raise SignatureError(
+            f"method '{name}' is a {type(found).__name__}, not a plain function",
+            f"write def {name}(self, ...) or async def {name}(self, ...), with @method above it",
+        )
+    return found if hasattr(found, METHOD_ATTRIBUTE) else method(found)
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -234,24 +250,41 @@ def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Paramet
 
 
 def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    inner = inspect.unwrap(function)
+    return {key: _type_hint(inner, key, value) for key, value in inner.__annotations__.items()}
+
+
+def _type_hint(function: Any, key: str, annotation: Any) -> Any:
+    """Evaluate one annotation; alone, so that an error is known to be this one's."""
+    alone = types.SimpleNamespace(__annotations__={key: annotation})
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(alone, globalns=function.__globals__, include_extras=True)[key]
     except NameError as error:
-        culprit = _argument_that_names(function, error.name or "")
         raise SignatureError(
             f"the name '{error.name}' in an annotation is not defined when model.py is imported",
             f"import '{error.name}' at the top of the file, outside of 'if TYPE_CHECKING'; "
             "to keep a heavy library out, take modelkit's Image or Tensor and convert it in the method",
-            culprit,
+            key,
         ) from error
-    except (TypeError, SyntaxError, AttributeError) as error:
-        raise SignatureError(f"an annotation cannot be read: {error}", "write it as a type") from error
+    except Exception as error:  # an annotation is an expression: it may raise anything
+        module = _module_in(str(annotation), function.__globals__)
+        if module is not None:
+            fault = unsupported(module)
+            raise SignatureError(str(fault), fault.cure, key) from error
+        message = f"the annotation '{annotation}' cannot be read: {error}"
+        raise SignatureError(message, "write it as a type", key) from error
 
 
-def _argument_that_names(function: Callable[..., Any], name: str) -> str:
-    annotations: dict[str, Any] = function.__annotations__
-    word = re.compile(rf"\b{re.escape(name)}\b")
-    return next((key for key, text in annotations.items() if isinstance(text, str) and word.search(text)), "")
+def _module_in(annotation: str, names: Mapping[str, Any]) -> types.ModuleType | None:
+    """Return the module that stands in an annotation where a class should, as in `from PIL import Image`."""
+    for path in re.findall(r"[A-Za-z_][\w.]*", annotation):
+        first, *rest = path.split(".")
+        value = names.get(first)
+        for part in rest:
+            value = getattr(value, part, None)
+        if isinstance(value, types.ModuleType):
+            return value
+    return None
 
 
 def _result(annotation: Any) -> tuple[TypeSpec, MethodKind, bool | None]:
@@ -265,6 +298,27 @@ def _result(annotation: Any) -> tuple[TypeSpec, MethodKind, bool | None]:
         return wire_type(items[0] if items else Any).spec, MethodKind.SERVER_STREAM, is_async
     except UnsupportedTypeError as error:
         raise SignatureError(f"the result: {error}", error.cure, "return") from error
+
+
+def _check_body(
+    name: str, function: Callable[..., Any], kind: MethodKind, *, gives_async: bool | None
+) -> None:
+    """Refuse an annotation of the result that the function's body cannot keep."""
+    yields = inspect.isgeneratorfunction(function)
+    is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if kind is MethodKind.UNARY and (yields or inspect.isasyncgenfunction(function)):
+        stream = "Iterator" if yields else "AsyncIterator"
+        message = f"method '{name}' yields, but its annotation says that it returns one value"
+        cure = f"annotate the result with {stream}[...]"
+    elif gives_async and yields:
+        message = f"method '{name}' is not async but says that it returns an asynchronous iterator"
+        cure = f"write 'async def {name}', or annotate the result with Iterator[...]"
+    elif gives_async is False and is_async:
+        message = f"method '{name}' is async but says that it returns a synchronous iterator"
+        cure = "annotate the result with AsyncIterator[...]"
+    else:
+        return
+    raise SignatureError(message, cure, "return")
 
 
 def _streamed(
@@ -284,7 +338,7 @@ def _streamed(
     if kind is MethodKind.UNARY:
         raise SignatureError(
             f"method '{name}' takes a stream but returns a single value",
-            "return an Iterator and yield once",
+            f"take a list[...] instead of '{names[0]}', or return an Iterator and yield once",
             "return",
         )
     return names[0], (typing.get_origin(hints[names[0]]) or hints[names[0]]) in _ASYNC_STREAM_RESULTS
@@ -315,15 +369,13 @@ def _argument_wire(
 def _check_default(method: str, name: str, wire: WireType) -> None:
     """A default that breaks the argument's own limits would fail only the callers that rely on it."""
     default = wire.default
-    plain = isinstance(default, (str, int, float, bool, bytes, list, dict)) and not isinstance(
-        default, enum.Enum
-    )
+    plain = default is None or type(default) in (str, int, float, bool, bytes, list, tuple, dict)
     if not plain or wire.spec.kind in (TypeKind.OBJECT, TypeKind.TEXT):
         return
     try:
-        pydantic.TypeAdapter(wire.check).validate_python(default)
+        _validator(name, wire).validate_python(default)
     except pydantic.ValidationError as error:
-        reason = _message(error.errors(include_url=False)[0])
+        reason = _message(error.errors(include_url=False)[-1])
         raise SignatureError(
             f"the default of argument '{name}' of method '{method}' breaks its own rules: {default!r} {reason}",
             "change the default or the limits",
@@ -342,40 +394,48 @@ def _argument_spec(name: str, wire: WireType, streamed: str) -> ArgumentSpec:
     )
 
 
-def _validators(wires: Mapping[str, WireType], streamed: str) -> dict[str, SchemaValidator]:
-    validators: dict[str, SchemaValidator] = {}
-    for name, wire in wires.items():
-        try:
-            adapter = pydantic.TypeAdapter(wire.check)
-        except (pydantic.errors.PydanticUserError, TypeError) as error:
-            message = str(error).partition("\n")[0]
-            raise SignatureError(
-                f"argument '{name}' has a limit that does not fit its type: {message}",
-                "use ge, gt, le, lt for numbers, min_length and max_length for strings and lists",
-                name,
-            ) from error
-        validators[_STREAM_KEY if name == streamed else name] = typing.cast(
-            "SchemaValidator", adapter.validator
-        )
-    return validators
+def _validator(name: str, wire: WireType) -> SchemaValidator:
+    try:
+        adapter = pydantic.TypeAdapter(wire.check)
+    except (pydantic.errors.PydanticUserError, SchemaError, TypeError) as error:
+        message = str(error).partition("\n")[0]
+        raise SignatureError(
+            f"argument '{name}' has a limit that does not fit its type: {message}",
+            "use ge, gt, le, lt for numbers, min_length and max_length for strings and lists",
+            name,
+        ) from error
+    return typing.cast("SchemaValidator", adapter.validator)
 
 
-def _has_image(spec: TypeSpec) -> bool:
+def _is_heavy(spec: TypeSpec) -> bool:
     members = (*spec.args, *(field.type for field in spec.fields))
-    return spec.kind is TypeKind.IMAGE or any(_has_image(member) for member in members)
+    return spec.kind in (TypeKind.IMAGE, TypeKind.TENSOR) or any(_is_heavy(member) for member in members)
 
 
 def _fill_in(
     parameters: list[inspect.Parameter], wires: Mapping[str, WireType], streamed: str
-) -> dict[str, Any]:
-    """Return the defaults that Python itself does not know: those written inside Annotated[..., Field(default)]."""
-    return {
-        parameter.name: wires[parameter.name].default
-        for parameter in parameters
-        if parameter.default is inspect.Parameter.empty
-        and parameter.name != streamed
-        and wires[parameter.name].default is not REQUIRED
-    }
+) -> dict[str, Callable[[], Any]]:
+    """Return makers of the defaults that Python itself does not know or would share between calls.
+
+    That is those written inside Annotated[..., Field(default)], those with a factory, and objects that a method may
+    change.
+    """
+    makers: dict[str, Callable[[], Any]] = {}
+    for parameter in parameters:
+        wire = wires[parameter.name]
+        if parameter.name == streamed or wire.default is REQUIRED:
+            continue
+        if wire.factory is not None:
+            makers[parameter.name] = wire.factory
+        elif parameter.default is inspect.Parameter.empty or not _is_immutable(wire.default):
+            makers[parameter.name] = functools.partial(copy.deepcopy, wire.default)
+    return makers
+
+
+def _is_immutable(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_immutable, value))
+    return value is None or isinstance(value, (str, int, float, bytes, enum.Enum, Media, Tensor, Text))
 
 
 # ------------------------------------------------------------------------------------------------------- violations

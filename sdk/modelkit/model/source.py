@@ -1,9 +1,11 @@
 """Where things stand in an author's source file, so that a problem can point at the very annotation."""
 
 import ast
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from modelkit.errors import Problem
 
@@ -23,7 +25,8 @@ class SourceFile:
 
     @cached_property
     def _lines(self) -> list[str]:
-        return self.text.splitlines()
+        # Not splitlines: Python ends a line at a newline only, and not at a form feed.
+        return self.text.split("\n")
 
     def problem(self, message: str, cure: str, node: ast.AST | None = None) -> Problem:
         """Return a problem at a node; without one, a problem of the whole file."""
@@ -41,25 +44,33 @@ class SourceFile:
         return Problem(message, cure, self.path, line, column, end_column, source)
 
     def find_class(self, name: str) -> ast.ClassDef | None:
-        """Return the class statement of that name at the top level."""
-        found = [node for node in self._tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-        return found[-1] if found else None
-
-    def find_method(self, class_name: str, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-        """Return the function statement of a method; None where the class inherits it from elsewhere."""
-        owner = self.find_class(class_name)
+        """Return the last class statement of that name."""
         found = [
-            node
-            for node in (owner.body if owner else [])
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name
+            node for node in ast.walk(self._tree) if isinstance(node, ast.ClassDef) and node.name == name
         ]
         return found[-1] if found else None
 
-    def find_part(self, class_name: str, method: str, argument: str) -> ast.AST | None:
-        """Return the node of a method's argument, of its result for "return", or of the method for ""."""
-        node = self.find_method(class_name, method)
+    def find_function(self, function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+        """Return the statement that made a function; None where it stands in another file."""
+        code = inspect.unwrap(function).__code__
+        if Path(code.co_filename).resolve() != self.path.resolve():
+            return None
+        for node in ast.walk(self._tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first_line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                if node.name == code.co_name and first_line == code.co_firstlineno:
+                    return node
+        return None
+
+    def find_part(self, class_name: str, function: Any, argument: str) -> ast.AST | None:
+        """Return the node of a method's argument, of its result for "return", or of its name for "".
+
+        Of a method that stands in another file: the name of the class that inherits it.
+        """
+        node = self.find_function(function) if inspect.isfunction(function) else None
         if node is None:
-            return self.find_class(class_name)
+            owner = self.find_class(class_name)
+            return None if owner is None else _name_of(owner)
         if argument == "return":
             return node.returns or _name_of(node)
         arguments = node.args
@@ -85,10 +96,10 @@ class SourceFile:
         return self._column(line, node.end_col_offset)  # type: ignore[attr-defined]
 
 
-def _name_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
-    """Return a node that covers the function's name only, not its body."""
-    keyword = "async def " if isinstance(node, ast.AsyncFunctionDef) else "def "
-    start = node.col_offset + len(keyword)
+def _name_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> ast.AST:
+    """Return a node that covers the name of a function or class only, not its body."""
+    keywords = {ast.FunctionDef: "def ", ast.AsyncFunctionDef: "async def ", ast.ClassDef: "class "}
+    start = node.col_offset + len(keywords[type(node)])
     place = ast.Pass(lineno=node.lineno, col_offset=start)
     place.end_lineno, place.end_col_offset = node.lineno, start + len(node.name.encode())
     return place

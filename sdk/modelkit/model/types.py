@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, cast
 
 import pydantic
 from pydantic.fields import FieldInfo
@@ -21,7 +21,16 @@ from pydantic.fields import FieldInfo
 from modelkit.datatypes import Audio, Image, Tensor, Text, Video
 from modelkit.model.fields import REQUIRED, FieldSpec
 
-__all__ = ["ArgumentSpec", "Limits", "TypeKind", "TypeSpec", "UnsupportedTypeError", "WireType", "wire_type"]
+__all__ = [
+    "ArgumentSpec",
+    "Limits",
+    "TypeKind",
+    "TypeSpec",
+    "UnsupportedTypeError",
+    "WireType",
+    "unsupported",
+    "wire_type",
+]
 
 
 class TypeKind(enum.StrEnum):
@@ -100,6 +109,8 @@ class WireType:
     limits: Limits = Limits()
     description: str = ""
     default: Any = REQUIRED
+    # Makes a default of its own for each call; `default` is then what it made when the annotation was read.
+    factory: Callable[[], Any] | None = None
 
 
 class UnsupportedTypeError(TypeError):
@@ -123,7 +134,12 @@ def wire_type(annotation: Any, *, option: FieldSpec | FieldInfo | None = None) -
         options += metadata
     if option is not None:
         options.append(option)
-    inner = _Reader().read(annotation)
+    try:
+        inner = _Reader().read(annotation)
+    except RecursionError as error:
+        raise UnsupportedTypeError(
+            "the type contains itself without end", "use Any, or a pydantic model for a recursive type"
+        ) from error
     return _with_options(inner, options)
 
 
@@ -139,6 +155,7 @@ _SCALARS: dict[Any, tuple[Any, TypeKind]] = {
     None: (None, TypeKind.NULL),
     Any: (Any, TypeKind.ANY),
     object: (Any, TypeKind.ANY),
+    pydantic.JsonValue: (pydantic.JsonValue, TypeKind.ANY),
 }
 
 _MEDIA: dict[Any, TypeKind] = {
@@ -148,13 +165,24 @@ _MEDIA: dict[Any, TypeKind] = {
     Tensor: TypeKind.TENSOR,
 }
 
-_SEQUENCES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Set, collections.abc.Collection)
 _CONCRETE: dict[Any, Any] = {
     collections.abc.Sequence: list,
+    collections.abc.MutableSequence: list,
     collections.abc.Collection: list,
     collections.abc.Set: frozenset,
+    collections.abc.MutableSet: set,
 }
+_SEQUENCES = (list, set, frozenset, *_CONCRETE)
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+_KEY_KINDS = {
+    TypeKind.ANY,
+    TypeKind.STRING,
+    TypeKind.INT,
+    TypeKind.FLOAT,
+    TypeKind.BOOL,
+    TypeKind.CHOICE,
+    TypeKind.UNION,
+}
 
 
 class _Reader:
@@ -175,8 +203,7 @@ class _Reader:
         if origin in (Union, types.UnionType):
             return self._union(annotation)
         if origin is Literal:
-            choices = typing.get_args(annotation)
-            return WireType(annotation, TypeSpec(TypeKind.CHOICE, choices=choices))
+            return _literal(annotation)
         if _is_numpy_array(annotation):
             return _numpy_array(annotation)
         return self._container(annotation, origin) or self._class(annotation)
@@ -192,14 +219,17 @@ class _Reader:
             return self._tuple(args)
         if kind in _SEQUENCES:
             item = self.read(args[0] if args else Any)
-            concrete = {collections.abc.Set: frozenset}.get(kind, kind if isinstance(kind, type) else list)
-            concrete = (
-                list if concrete in (collections.abc.Sequence, collections.abc.Collection) else concrete
+            return WireType(
+                _of(_CONCRETE.get(kind, kind), item.check), TypeSpec(TypeKind.LIST, args=(item.spec,))
             )
-            return WireType(_of(concrete, item.check), TypeSpec(TypeKind.LIST, args=(item.spec,)))
         if kind in _MAPPINGS:
             key_annotation, value_annotation = args or (str, Any)
             key, value = self.read(key_annotation), self.read(value_annotation)
+            if key.spec.kind not in _KEY_KINDS:
+                raise UnsupportedTypeError(
+                    f"the keys of a dict cannot be of type {key.spec.kind.value}",
+                    "keys are str, int, float, bool, Literal or an Enum",
+                )
             # Keys travel as text, so they are read leniently: "1" is the key 1 of a dict[int, ...].
             check = _of(dict, (key_annotation, value.check))
             return WireType(check, TypeSpec(TypeKind.MAP, args=(key.spec, value.spec)))
@@ -226,7 +256,7 @@ class _Reader:
                 return self._pydantic_model(annotation)
             if typing.is_typeddict(annotation):
                 return self._typed_dict(annotation)
-        raise _unsupported(annotation)
+        raise unsupported(annotation)
 
     def _value_class(self, annotation: Any) -> WireType | None:
         """A class whose values have no members: text, media, images, enumerations."""
@@ -237,8 +267,8 @@ class _Reader:
         if _is_pil_image(annotation):
             return WireType(Annotated[Any, pydantic.BeforeValidator(_read_pil)], TypeSpec(TypeKind.IMAGE))
         if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-            values = tuple(member.value for member in annotation)
-            return WireType(annotation, TypeSpec(TypeKind.CHOICE, name=annotation.__name__, choices=values))
+            spec = TypeSpec(TypeKind.CHOICE, name=annotation.__name__, choices=_values(tuple(annotation)))
+            return WireType(annotation, spec)
         return None
 
     def _pydantic_model(self, model: type[pydantic.BaseModel]) -> WireType:
@@ -246,7 +276,12 @@ class _Reader:
             return WireType(model, TypeSpec(TypeKind.OBJECT, name=model.__name__))
         self.open_objects.append(model)
         try:
-            fields = tuple(self._pydantic_field(name, info) for name, info in model.model_fields.items())
+            if issubclass(model, pydantic.RootModel):
+                return WireType(model, self.read(model.model_fields["root"].annotation).spec)
+            fields = tuple(
+                self._pydantic_field(_pydantic_name(model, name, info), info)
+                for name, info in model.model_fields.items()
+            )
         finally:
             self.open_objects.pop()
         return WireType(model, TypeSpec(TypeKind.OBJECT, name=model.__name__, fields=fields))
@@ -257,7 +292,13 @@ class _Reader:
         except UnsupportedTypeError:
             # pydantic reads more types than the contract names (dates, URLs, ...): it checks them, we describe them.
             wire = WireType(Any, TypeSpec(TypeKind.ANY))
-        return _member(name, _with_options(wire, [info]))
+        return ArgumentSpec(
+            name=name,
+            type=wire.spec,
+            description=info.description or wire.description,
+            default=_pydantic_default(info),
+            limits=_merge(wire.limits, _limits_of_metadata(info.metadata)),
+        )
 
     def _dataclass(self, cls: type) -> WireType:
         """A dataclass is read as a pydantic dataclass of its members' wire types, then built by its own class."""
@@ -287,7 +328,7 @@ class _Reader:
         self.open_objects.append(cls)
         try:
             members = {
-                name: self._object_field(hint, REQUIRED if _is_required_key(cls, hint) else ABSENT)
+                name: self._object_field(hint, REQUIRED if _is_required_key(cls, name, hint) else ABSENT)
                 for name, hint in _hints(cls).items()
             }
         finally:
@@ -310,14 +351,47 @@ def _of(generic: Any, arguments: Any) -> Any:
     return generic[arguments]
 
 
-def _is_required_key(cls: Any, hint: Any) -> bool:
-    """`cls.__required_keys__` is wrong where annotations are strings (`from __future__ import annotations`)."""
+def _literal(annotation: Any) -> WireType:
+    """A Literal; of enumeration members, which travel as their values, each value is read back as its member."""
+    choices = typing.get_args(annotation)
+    values = _values(choices)
+    check: Any = annotation
+    if values != choices:
+        members = dict(zip(values, choices, strict=True))
+        check = Annotated[_of(Literal, values), pydantic.AfterValidator(members.__getitem__)]
+    return WireType(check, TypeSpec(TypeKind.CHOICE, choices=values))
+
+
+def _values(choices: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the plain values of a Literal's choices or an Enum's members."""
+    values = tuple(choice.value if isinstance(choice, enum.Enum) else choice for choice in choices)
+    for value in values:
+        if not isinstance(value, (str, int, float, bool, bytes, type(None))):
+            raise UnsupportedTypeError(
+                f"the choice {value!r} cannot be sent", "the values of an Enum are strings or numbers"
+            )
+    return values
+
+
+def _is_required_key(cls: Any, name: str, hint: Any) -> bool:
+    """`cls.__required_keys__` misses what is written in strings (`from __future__ import annotations`)."""
     origin = typing.get_origin(hint)
-    return (
-        bool(cls.__total__)
-        if origin not in (typing.Required, typing.NotRequired)
-        else origin is typing.Required
-    )
+    return origin is typing.Required or (origin is not typing.NotRequired and name in cls.__required_keys__)
+
+
+def _pydantic_name(model: type[pydantic.BaseModel], name: str, info: FieldInfo) -> str:
+    """Return the name under which a pydantic model reads a field."""
+    by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
+    alias = info.validation_alias or info.alias
+    return alias if isinstance(alias, str) and not by_name else name
+
+
+def _pydantic_default(info: FieldInfo) -> Any:
+    if info.is_required():
+        return REQUIRED
+    if info.default_factory_takes_validated_data:
+        return None
+    return info.get_default(call_default_factory=True)
 
 
 class _Absent:
@@ -409,7 +483,7 @@ def _article(name: str) -> str:
 def _unwrap_alias(annotation: Any) -> Any:
     """Follow `type X = ...` and NewType to what they stand for."""
     while True:
-        if type(annotation).__name__ == "TypeAliasType":
+        if type(annotation).__name__ == "TypeAliasType" and annotation is not pydantic.JsonValue:
             annotation = annotation.__value__
         elif isinstance(annotation, typing.NewType):
             annotation = annotation.__supertype__
@@ -424,21 +498,9 @@ def _is_numpy_array(annotation: Any) -> bool:
 
 def _numpy_array(annotation: Any) -> WireType:
     """`np.ndarray`, `npt.NDArray[np.float32]`: the dtype, where it is named, is checked and never converted."""
-    dtype = ""
-    for argument in typing.get_args(annotation)[1:]:
-        for scalar in typing.get_args(argument):
-            name = getattr(scalar, "__name__", "")
-            dtype = name if isinstance(scalar, type) and not inspect.isabstract(scalar) else ""
-            if dtype in {
-                "generic",
-                "number",
-                "floating",
-                "integer",
-                "signedinteger",
-                "unsignedinteger",
-                "inexact",
-            }:
-                dtype = ""
+    scalars = [scalar for item in typing.get_args(annotation)[1:] for scalar in typing.get_args(item)]
+    name = getattr(scalars[0], "__name__", "") if scalars else ""
+    dtype = name if name in Tensor.DTYPES else ""  # np.floating, Any and the like name none
 
     def read(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -458,14 +520,15 @@ def _is_pil_image(annotation: Any) -> bool:
     )
 
 
-def _unsupported(annotation: Any) -> UnsupportedTypeError:
-    shown = annotation.__name__ if isinstance(annotation, type) else str(annotation).removeprefix("typing.")
+def unsupported(annotation: Any) -> UnsupportedTypeError:
+    """Say why an annotation cannot be served, and what to write instead."""
     if inspect.ismodule(annotation):
         name = annotation.__name__
         return UnsupportedTypeError(
             f"'{name}' is a module, not a type", f"annotate with {name}.{name.rpartition('.')[2]}"
         )
-    if annotation in (list[Any], typing.Iterator) or _is_iterator(annotation):
+    shown = annotation.__name__ if isinstance(annotation, type) else str(annotation).removeprefix("typing.")
+    if _is_iterator(annotation):
         return UnsupportedTypeError(
             f"{shown} cannot stand inside another type",
             "an iterator is the type of a whole argument or result",
@@ -499,7 +562,10 @@ def _is_iterator(annotation: Any) -> bool:
 
 
 def _with_options(wire: WireType, options: Sequence[Any]) -> WireType:
-    """Add what stands beside a type: Field(...) of ours or of pydantic, and annotated-types such as Ge(1)."""
+    """Add what stands beside a type: Field(...) of ours or of pydantic, and annotated-types such as Ge(1).
+
+    Raises UnsupportedTypeError for a limit that the type cannot have: pydantic would say so only when it is called.
+    """
     for option in options:
         if isinstance(option, FieldSpec):
             wire = _with_field_spec(wire, option)
@@ -508,7 +574,36 @@ def _with_options(wire: WireType, options: Sequence[Any]) -> WireType:
         elif type(option).__module__.startswith(("annotated_types", "pydantic")):
             limits = _merge(wire.limits, _limits_of_metadata([option]))
             wire = dataclasses.replace(wire, check=_constrain(wire, option), limits=limits)
+    _check_limits(wire)
     return wire
+
+
+_NUMBERS = {TypeKind.INT, TypeKind.FLOAT}
+_SIZED = {TypeKind.STRING, TypeKind.BYTES, TypeKind.LIST, TypeKind.TUPLE, TypeKind.MAP}
+
+
+def _check_limits(wire: WireType) -> None:
+    members = wire.spec.args if wire.spec.kind is TypeKind.UNION else (wire.spec,)
+    kinds = {member.kind for member in members} - {TypeKind.NULL, TypeKind.ANY}
+    for name, kinds_allowed in _LIMITED_KINDS.items():
+        if getattr(wire.limits, name) is not None and not kinds <= kinds_allowed:
+            raise UnsupportedTypeError(
+                f"the limit {name} does not fit the type {' | '.join(sorted(kinds))}",
+                "ge, gt, le, lt and multiple_of are for numbers, min_length and max_length for str, bytes, list, "
+                "tuple and dict, pattern for str",
+            )
+
+
+_LIMITED_KINDS = {
+    "minimum": _NUMBERS,
+    "maximum": _NUMBERS,
+    "exclusive_minimum": _NUMBERS,
+    "exclusive_maximum": _NUMBERS,
+    "multiple_of": _NUMBERS,
+    "min_length": _SIZED,
+    "max_length": _SIZED,
+    "pattern": {TypeKind.STRING},
+}
 
 
 def _with_field_spec(wire: WireType, spec: FieldSpec) -> WireType:
@@ -519,7 +614,9 @@ def _with_field_spec(wire: WireType, spec: FieldSpec) -> WireType:
     }
     check = _constrain(wire, pydantic.Field(**constraints)) if constraints else wire.check
     if spec.choices:
-        check = Annotated[check, pydantic.AfterValidator(_one_of(spec.choices))]
+        check = _constrain(
+            dataclasses.replace(wire, check=check), pydantic.AfterValidator(_one_of(spec.choices))
+        )
     limits = Limits(
         minimum=spec.ge,
         maximum=spec.le,
@@ -544,9 +641,11 @@ def _with_field_info(wire: WireType, info: FieldInfo) -> WireType:
         for constraint in info.metadata:
             constrained = dataclasses.replace(constrained, check=_constrain(constrained, constraint))
         check = constrained.check
-    default = wire.default if info.is_required() else info.get_default(call_default_factory=True)
+    default = wire.default if info.is_required() else _pydantic_default(info)
     limits = _merge(wire.limits, _limits_of_metadata(info.metadata))
-    return WireType(check, wire.spec, limits, info.description or wire.description, default)
+    factory = None if info.default_factory_takes_validated_data else info.default_factory
+    description = info.description or wire.description
+    return WireType(check, wire.spec, limits, description, default, cast("Callable[[], Any] | None", factory))
 
 
 def _constrain(wire: WireType, constraint: Any) -> Any:
@@ -585,8 +684,9 @@ def _limits_of_metadata(metadata: Sequence[Any]) -> Limits:
     for item in metadata:
         for theirs, ours in _METADATA_NAMES.items():
             value = getattr(item, theirs, None)
-            if value is not None:
-                found[ours] = value.pattern if hasattr(value, "pattern") else value
+            value = getattr(value, "pattern", value)
+            if isinstance(value, (int, float, str)):  # not the date of a pydantic model's own type
+                found[ours] = value
     return Limits(**found)
 
 

@@ -19,12 +19,11 @@ from grpc_reflection.v1alpha import reflection
 from modelkit import __version__
 from modelkit.errors import ServeError
 from modelkit.inference.v1 import inference_pb2 as pb
-from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
 from modelkit.model import Model
 from modelkit.server.auth import ApiKeyInterceptor
 from modelkit.server.http import HttpServer, Identity
 from modelkit.server.predictor import Predictor, State
-from modelkit.server.servicer import Servicer
+from modelkit.server.servicer import Servicer, add_to_server
 
 __all__ = ["LIVENESS", "SERVICE_NAME", "Server", "ServerOptions", "TlsFiles"]
 
@@ -36,6 +35,7 @@ LIVENESS: Final = "liveness"
 
 # How late a health watcher may hear of it; calls and HTTP's /ready ask each time.
 _READINESS_POLL_S = 0.2
+_LAST_WORDS_S = 0.1
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -98,7 +98,7 @@ class Server:
         self._identity = pb.DescribeResponse(
             model_id=model_id, description=description, engine=engine, modelkit_version=__version__
         )
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._grpc: Any = None
         self._http = self._make_http(Identity(model_id, description, engine))
         self._hurrying: asyncio.Future[None] | None = None
@@ -108,7 +108,8 @@ class Server:
         """Open the ports. Raises ServeError when one is taken or the TLS files cannot be read."""
         interceptors = [ApiKeyInterceptor(self.options.api_key)] if self.options.api_key else []
         server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self.options))
-        pb_grpc.add_InferenceServiceServicer_to_server(Servicer(self.predictor, self._identity), server)
+        servicer = Servicer(self.predictor, self._identity, max_message_bytes=self.options.max_message_bytes)
+        add_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -133,8 +134,11 @@ class Server:
         self.predictor.drain()
         if self._following is not None:
             self._following.cancel()
-        await self._health.enter_graceful_shutdown()
-        draining = [] if self._grpc is None else [self._grpc.stop(self.options.drain_timeout_s)]
+        draining = []
+        if self._grpc is not None:
+            await self._set_ready(ready=False)
+            await self._health.end_watches()
+            draining.append(self._grpc.stop(self.options.drain_timeout_s))
         if self._http is not None:
             draining.append(self._http.drain(self.options.drain_timeout_s))
         await asyncio.gather(*draining)
@@ -210,12 +214,43 @@ class Server:
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc,unused-ignore]
+    """The standard health service; its Watch streams, which have no end, end when the server drains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: set[asyncio.Task[Any]] = set()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        """Send the status of a service now and at each change."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches.add(task)
+        try:
+            await super().Watch(request, context)
+        except asyncio.CancelledError:
+            _log.debug("a health watch of '%s' ended", request.service)
+        finally:
+            self._watches.discard(task)
+
+    async def end_watches(self) -> None:
+        """End all streams, after a moment in which they tell the last change."""
+        if self._watches:
+            await asyncio.sleep(_LAST_WORDS_S)
+        for task in self._watches:
+            task.cancel()
+
+
 def _channel_options(options: ServerOptions) -> Sequence[tuple[str, int]]:
     return (
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
         # Without this a second server on the same port would start, and get half of the calls.
         ("grpc.so_reuseport", 0),
+        # Beyond 1,000 calls that Python has not seen yet, gRPC drops some with a bare CANCELLED. Whether there is room
+        # is for the gate to say, with a status that tells when to come again.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
         # Clients may ask for signs of life as often as every 10 s while a long prompt is read.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -239,10 +274,24 @@ def _bind(server: Any, options: ServerOptions) -> str:
     return f"{host}:{port}"
 
 
+def _check_pair(tls: TlsFiles) -> None:
+    """Raise SSLError for files that gRPC would take for a port that cannot be opened."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key, password="")
+    if tls.client_ca:
+        context.load_verify_locations(tls.client_ca)
+
+
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
     try:
         chain, key = tls.certificate.read_bytes(), tls.key.read_bytes()
         client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+        _check_pair(tls)
+    except ssl.SSLError as error:
+        raise ServeError(
+            f"the TLS files cannot be used: {error.reason or error} ({tls.certificate}, {tls.key})",
+            cure="give PEM files, a certificate and its own key, which must not be encrypted",
+        ) from error
     except OSError as error:
         raise ServeError(
             f"cannot read the TLS file {error.filename}: {error.strerror}",

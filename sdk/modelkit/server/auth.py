@@ -8,7 +8,7 @@ import grpc
 
 from modelkit.errors import UnauthenticatedError
 from modelkit.server.logs import new_request_id
-from modelkit.server.status import status_code, status_trailer
+from modelkit.server.status import status_code, status_message, status_trailer
 
 __all__ = ["ApiKey", "ApiKeyInterceptor"]
 
@@ -19,16 +19,13 @@ class ApiKey:
     """The one key that a server takes."""
 
     def __init__(self, api_key: str) -> None:
-        self._expected = f"Bearer {api_key}".encode()
+        self._expected = api_key.encode()
 
-    def refusal(self, authorization: str | bytes) -> UnauthenticatedError | None:
+    def refusal(self, authorization: str) -> UnauthenticatedError | None:
         """Return what to tell a caller that sent this `authorization` header ("" for none); None lets it pass."""
-        given = (
-            authorization
-            if isinstance(authorization, bytes)
-            else authorization.encode(errors="surrogateescape")
-        )
-        # In a time that tells nothing of how much of the key was right.
+        scheme, _, token = authorization.partition(" ")
+        given = token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""
+        # In a time that tells nothing of how much of the key was right. The scheme is not case-sensitive (RFC 6750).
         if hmac.compare_digest(given, self._expected):
             return None
         return UnauthenticatedError(
@@ -53,14 +50,14 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused
         if handler is None or handler_call_details.method.startswith(_OPEN_SERVICES):
             return handler
         given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        error = self._key.refusal(given)
+        error = self._key.refusal(str(given))
         return handler if error is None else _refusing(handler, error)
 
 
 def _refusing(handler: Any, error: UnauthenticatedError) -> Any:
     async def refuse(_request: Any, context: Any) -> None:
         trailer = status_trailer(error, new_request_id())
-        await context.abort(status_code(error), error.message, trailing_metadata=(trailer,))
+        await context.abort(status_code(error), status_message(error), trailing_metadata=(trailer,))
 
     kind = {
         (False, False): grpc.unary_unary_rpc_method_handler,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from modelkit.checkpoints import resolve
 from modelkit.config import Config
-from modelkit.errors import ConfigError
-from modelkit.model import Model, ModelContext, check_model, import_model_class
+from modelkit.errors import LoadError
+from modelkit.model import Model, ModelContext, import_checked_class
 
 __all__ = ["open_model"]
 
@@ -19,13 +19,16 @@ def open_model(
     Raises ConfigError with every problem of model.py, before anything is fetched; LoadError for the checkpoint.
     `report_progress` hears what the model's `load` is doing.
     """
-    problems = [problem for problem in check_model(model_dir) if problem.severity == "error"]
-    if problems:
-        raise ConfigError(problems)
-    model_class = import_model_class(model_dir)
+    model_class = import_checked_class(model_dir)
     checkpoint_dirs: dict[str, Path] = {}
     if config.checkpoints is not None:
         checkpoint_dirs["default"] = resolve(config.checkpoints, model_dir)
-    model = model_class()
+    try:
+        model = model_class()
+    except Exception as error:  # author's code may raise anything
+        raise LoadError(
+            f"making a {model_class.__name__} raised {type(error).__name__}: {error}",
+            cure="leave __init__ out, or let it take nothing but self; prepare the model in load",
+        ) from error
     model.context = ModelContext(config, model_dir, checkpoint_dirs, report_progress)
     return model

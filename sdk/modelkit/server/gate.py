@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from modelkit.errors import OverloadedError
 
@@ -42,6 +43,7 @@ class Gate:
                 f"the server is busy: {self.num_running} calls run and {len(self._waiting)} wait",
                 cure="try again later, or raise server.max_concurrency or server.max_queue in config.yaml",
                 retry_after_s=1.0,
+                executed=False,
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -51,7 +53,8 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self.leave()  # the turn came in the same moment as the cancellation: pass it on
             else:
-                self._waiting.remove(turn)
+                with suppress(ValueError):  # leave() may have passed it over already
+                    self._waiting.remove(turn)
             raise
 
     def leave(self) -> None:

@@ -6,8 +6,10 @@ The author's own logging goes through the same handler, so a line written inside
 import json
 import logging
 import os
+import random
 import sys
 import time
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from modelkit.errors import CallError, InternalError
@@ -21,9 +23,12 @@ REQUEST_ID_HEADER = "x-request-id"
 _MAX_REQUEST_ID_CHARS = 128
 
 
+_random = random.Random()  # noqa: S311 - names, not secrets; os.urandom would give the GIL away on every call
+
+
 def new_request_id() -> str:
     """Return 16 random hexadecimal digits."""
-    return os.urandom(8).hex()
+    return f"{_random.getrandbits(64):016x}"
 
 
 def request_id_from(header: str | None) -> str:
@@ -54,19 +59,30 @@ def log_call(call: Request, code: str, started: float, error: CallError | None =
 
 
 def configure_logging(
-    level: int = logging.INFO, style: Literal["text", "json"] = "text", stream: TextIO | None = None
+    level: int = logging.INFO,
+    style: Literal["text", "json"] = "text",
+    stream: TextIO | None = None,
+    author_dir: Path | None = None,
 ) -> None:
-    """Send every log record of the process to `stream` (stderr), `modelkit`'s from `level` up, others' warnings."""
+    """Send log records to `stream` (stderr): those of modelkit and of the files in `author_dir` from `level` up.
+
+    Of other libraries, warnings. An author's lines are known by their file: their logger may have any name.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+    own_files = () if author_dir is None else (f"{author_dir.resolve()}{os.sep}", f"{author_dir}{os.sep}")
+
+    def is_meant_to_be_seen(record: logging.LogRecord) -> bool:
+        return (
+            record.levelno >= logging.WARNING
+            or record.name.partition(".")[0] == "modelkit"
+            or record.pathname.startswith(own_files)
+        )
+
+    handler.addFilter(is_meant_to_be_seen)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    # An author's modules count as the project's: what they log is meant to be seen.
-    logging.getLogger("modelkit").setLevel(level)
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("modelkit_model_"):
-            logging.getLogger(name).setLevel(level)
+    root.setLevel(level)
 
 
 def _request_id() -> str:

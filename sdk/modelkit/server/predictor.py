@@ -10,6 +10,7 @@ import enum
 import functools
 import inspect
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -33,6 +34,8 @@ __all__ = ["Predictor", "State"]
 
 T = TypeVar("T")
 
+_SETTLE_S = 2.0
+
 _log = logging.getLogger("modelkit.server")
 
 # What a caller should do with a method of each kind, named by the RPC of the contract.
@@ -44,6 +47,7 @@ class State(enum.StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    UNAVAILABLE = "unavailable"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -59,6 +63,8 @@ class Predictor:
         self.metrics = CallMetrics(self.signatures)
         # A thread per running call and no more: the gate is the only queue.
         self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="modelkit-call")
+        # Of their own, so that close() can run while load() or every call hangs.
+        self._hook_threads = ThreadPoolExecutor(2, thread_name_prefix="modelkit-life")
         self._running_threads: set[Future[Any]] = set()
 
     # ------------------------------------------------------------------------------------------------------- life
@@ -70,7 +76,7 @@ class Predictor:
         except ModelkitError:
             self.state = State.FAILED
             raise
-        except Exception as error:  # author's code may raise anything
+        except (Exception, SystemExit) as error:  # author's code may raise anything
             self.state = State.FAILED
             _log.exception("%s.load failed", type(self.model).__name__)
             raise LoadError(
@@ -90,21 +96,35 @@ class Predictor:
         if self.state is State.READY:
             self.state = State.DRAINING
 
-    async def close(self) -> int:
-        """Close the model. Returns how many calls are still running in threads, which nothing can stop."""
+    async def close(self, timeout_s: float = 10.0) -> int:
+        """Close the model once its cancelled calls have ended. Returns how many threads nothing could stop."""
+        await self._settle()
+        num_stuck = sum(not future.done() for future in self._running_threads)
         try:
-            await self._call_hook(self.model.close)
-        except Exception:
+            await asyncio.wait_for(self._call_hook(self.model.close), timeout_s)
+        except TimeoutError:
+            num_stuck += 1
+            _log.error("%s.close did not end within %g s", type(self.model).__name__, timeout_s)
+        except (Exception, SystemExit):  # noqa: BLE001 - author's code may raise anything
             _log.exception("%s.close raised", type(self.model).__name__)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        return sum(not future.done() for future in self._running_threads)
+        self._hook_threads.shutdown(wait=False)
+        return num_stuck
+
+    async def _settle(self) -> None:
+        """Wait a moment for calls that were just cancelled: their `finally` blocks need the model."""
+        deadline = time.monotonic() + _SETTLE_S
+        while self.gate.num_running and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a server's life
+            await asyncio.sleep(0.01)
 
     async def _call_hook(self, hook: Callable[[], Awaitable[None] | None]) -> None:
         """Call `load` or `close`: on the loop if it is async, else in a thread, so that health checks answer."""
         if inspect.iscoroutinefunction(hook):
             await hook()
             return
-        result = await asyncio.get_running_loop().run_in_executor(self._threads, hook)
+        result = await asyncio.get_running_loop().run_in_executor(
+            self._hook_threads, _carry_stop_iteration, hook
+        )
         if result is not None:
             await result
 
@@ -112,6 +132,7 @@ class Predictor:
 
     async def predict(self, request: Request, arguments: Mapping[str, Any]) -> Any:
         """Call a unary method. Raises CallError."""
+        REQUEST.set(request)
         with self.metrics.call(request):
             return await self._predict(request, arguments)
 
@@ -119,7 +140,6 @@ class Predictor:
         signature = self._find(request.method, MethodKind.UNARY)
         if not self.gate.try_enter():
             await self.gate.enter()
-        REQUEST.set(request)
         threaded = None
         try:
             bound = (
@@ -131,8 +151,10 @@ class Predictor:
             if signature.is_async:
                 return await function(**bound)
             threaded = self._submit(functools.partial(function, **bound))
-            return await asyncio.wrap_future(threaded)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - author's code may raise anything
+            result = await asyncio.wrap_future(threaded)
+            # A decorator may hide that a method is a coroutine function.
+            return await result if inspect.iscoroutine(result) else result
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - author's code may raise anything
             request.cancelled = True
             _raise_as_call_error(error, request)
         finally:
@@ -143,11 +165,12 @@ class Predictor:
 
         Closing the iteration, or cancelling the task that iterates, ends the author's generator.
         """
+        REQUEST.set(request)
         with self.metrics.call(request) as timer:
             signature = self._find(request.method, MethodKind.SERVER_STREAM)
             async with self._admitted(request):
                 bound = await self._bind(signature, arguments)
-                async with aclosing(self._items(signature, bound)) as items:
+                async with aclosing(self._items(request, signature, bound)) as items:
                     async for item in items:
                         timer.item()
                         yield item
@@ -156,12 +179,13 @@ class Predictor:
         self, request: Request, arguments: Mapping[str, Any], incoming: AsyncIterator[Any]
     ) -> AsyncGenerator[Any, None]:
         """Call a bidirectional method: `incoming` are the decoded items of its streamed argument. As `generate`."""
+        REQUEST.set(request)
         with self.metrics.call(request) as timer:
             signature = self._find(request.method, MethodKind.BIDIRECTIONAL)
             async with self._admitted(request):
                 bound = await self._bind(signature, arguments)
                 checked = (signature.check_item(item) async for item in incoming)
-                async with aclosing(self._items(signature, bound, checked)) as items:
+                async with aclosing(self._items(request, signature, bound, checked)) as items:
                     async for item in items:
                         timer.item()
                         yield item
@@ -170,7 +194,7 @@ class Predictor:
         reason = self.unready_reason()
         if reason:
             cure = "wait until the server is ready" if self.state in (State.LOADING, State.READY) else ""
-            raise UnavailableError(reason, cure=cure, retry_after_s=1.0)
+            raise UnavailableError(reason, cure=cure, retry_after_s=1.0, executed=False)
         signature = self.signatures.get(name)
         if signature is None:
             raise MethodNotFoundError(name, list(self.signatures))
@@ -186,12 +210,11 @@ class Predictor:
     async def _admitted(self, request: Request) -> AsyncIterator[None]:
         """Hold a place at the gate for the time of a stream, and turn what goes wrong into a CallError."""
         await self.gate.enter()
-        REQUEST.set(request)
         try:
             yield
         except GeneratorExit:
             raise
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - author's code may raise anything
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - author's code may raise anything
             _raise_as_call_error(error, request)
         finally:
             request.cancelled = True  # over: a synchronous method that still runs can see it
@@ -204,26 +227,40 @@ class Predictor:
         return await asyncio.get_running_loop().run_in_executor(self._threads, signature.bind, arguments)
 
     def _items(
-        self, signature: Signature, bound: dict[str, Any], incoming: AsyncIterator[Any] | None = None
+        self,
+        request: Request,
+        signature: Signature,
+        bound: dict[str, Any],
+        incoming: AsyncIterator[Any] | None = None,
     ) -> AsyncGenerator[Any, None]:
-        function = getattr(self.model, signature.name)
+        """Yield the method's items; `request.progress` is the usage that belongs to the one just yielded."""
+        function = functools.partial(getattr(self.model, signature.name), **bound)
         if signature.is_async:
-            return _iterate_on_loop(functools.partial(function, **bound, **_stream(signature, incoming)))
-        return self._iterate_in_thread(signature, functools.partial(function, **bound), incoming)
+            return _iterate_on_loop(request, functools.partial(function, **_stream(signature, incoming)))
+        return self._iterate_in_thread(request, signature, function, incoming)
 
     async def _iterate_in_thread(
-        self, signature: Signature, start: Callable[..., Any], incoming: AsyncIterator[Any] | None
+        self,
+        request: Request,
+        signature: Signature,
+        start: Callable[..., Any],
+        incoming: AsyncIterator[Any] | None,
     ) -> AsyncGenerator[Any, None]:
         loop = asyncio.get_running_loop()
-        stream = ThreadStream(loop)
+        stream = ThreadStream(loop, request.usage.totals)
         source = LoopIterator(incoming, loop) if incoming is not None else None
         thread = self._submit(
             functools.partial(stream.run, functools.partial(start, **_stream(signature, source)))
         )
         try:
-            async for item in stream:
-                yield item
+            async with aclosing(aiter(stream)) as items:
+                async for item, totals in items:
+                    request.progress = totals
+                    yield item
         finally:
+            request.cancelled = (
+                True  # before the wait: the author's code may be looking at it between two yields
+            )
             stream.cancel()
             if source is not None:
                 source.cancel()
@@ -232,7 +269,7 @@ class Predictor:
 
     def _submit(self, function: Callable[[], T]) -> "Future[T]":
         """Run in a thread, in a copy of this task's context."""
-        future = self._threads.submit(contextvars.copy_context().run, function)
+        future = self._threads.submit(contextvars.copy_context().run, _carry_stop_iteration, function)
         self._running_threads.add(future)
         future.add_done_callback(self._running_threads.discard)
         return future
@@ -250,13 +287,22 @@ def _stream(signature: Signature, iterator: Any) -> dict[str, Any]:
     return {signature.streamed: iterator} if signature.streamed else {}
 
 
-async def _iterate_on_loop(start: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+def _carry_stop_iteration(function: Callable[[], T]) -> T:
+    """Call; a StopIteration that escapes (`next` without a default) cannot travel through a future, which would hang."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("StopIteration escaped; give next() a default") from error
+
+
+async def _iterate_on_loop(request: Request, start: Callable[[], Any]) -> AsyncGenerator[Any, None]:
     """Iterate what an async method gives: an async generator, or a coroutine that returns an async iterator."""
     items = start()
     if inspect.iscoroutine(items):
         items = await items
     try:
         async for item in items:
+            request.progress = request.usage.totals()
             yield item
     finally:
         close = getattr(items, "aclose", None)
@@ -277,5 +323,9 @@ def _raise_as_call_error(error: BaseException, request: Request) -> NoReturn:
         raise error
     if isinstance(error, ModelkitError):
         raise InternalError(error.message, cure=error.cure) from error
-    detail = f": {error}" if str(error) else ""
-    raise InternalError(f"method '{request.method}' raised {type(error).__name__}{detail}") from error
+    # The text of an error that was not meant for callers may hold paths, addresses or secrets.
+    raise InternalError(
+        f"method '{request.method}' raised {type(error).__name__}",
+        cure="the server's log has the traceback under the request id; a method that raises a modelkit error "
+        "(InvalidArgumentError, ...) tells its callers why",
+    ) from error

@@ -3,7 +3,8 @@
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["serve_and_reload"]
@@ -11,40 +12,70 @@ __all__ = ["serve_and_reload"]
 # Weights and other data may be large and are read once; these are the files that people edit.
 _EXTENSIONS = (".yaml", ".yml", ".json", ".txt", ".jinja", ".j2", ".toml")
 _STOP_TIMEOUT_S = 60.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve_and_reload(command: Sequence[str], model_dir: Path, on_change: Callable[[Path], None]) -> int:
-    """Run `command` until SIGINT or SIGTERM, anew after each change. Returns the last child's exit code.
+    """Run `command` until SIGINT, SIGTERM or SIGHUP, anew after each change. Returns the last child's exit code.
 
     A child that fails (broken Python, a load that raised) has said why; the next change starts another.
     """
     from watchfiles import PythonFilter, watch
 
-    stop = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    child = subprocess.Popen(command)  # noqa: S603 - our own command line
-    try:
-        for changes in watch(
-            model_dir, watch_filter=PythonFilter(extra_extensions=_EXTENSIONS), stop_event=stop
-        ):
-            on_change(Path(min(path for _, path in changes)))
-            _stop(child)
-            child = subprocess.Popen(command)  # noqa: S603 - our own command line
-    finally:
-        code = _stop(child)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    reloader = _Reloader(command)
+    watch_filter = PythonFilter(extra_extensions=_EXTENSIONS)
+    with reloader.handling_signals():
+        try:
+            for changes in watch(model_dir, watch_filter=watch_filter, stop_event=reloader.stop):
+                on_change(Path(min(path for _, path in changes)))
+                reloader.restart()
+        finally:
+            code = reloader.end()
     return code
 
 
-def _stop(child: "subprocess.Popen[bytes]") -> int:
-    """End the child as Ctrl-C would; one that does not drain in time is killed."""
-    if child.poll() is None:
-        child.send_signal(signal.SIGTERM)
-    try:
-        return child.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait()
+class _Reloader:
+    """The server's process, and the signals that are passed on to it.
+
+    The child has a process group of its own: Ctrl-C in a terminal reaches every process of the group, and a server
+    that got it twice, once more from here, would cancel its running calls instead of letting them end.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.stop = threading.Event()
+        self._command = command
+        self._child = self._start()
+
+    def restart(self) -> None:
+        """Replace the child, unless it is time to stop."""
+        self.end()
+        if not self.stop.is_set():
+            self._child = self._start()
+
+    def end(self) -> int:
+        """End the child as Ctrl-C would and return its exit code; one that does not drain in time is killed."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            return self._child.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()
+
+    @contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """Stop at the first signal; pass later ones on, so that a second Ctrl-C cancels what still runs."""
+        previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, *_: object) -> None:
+        if self.stop.is_set() and self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+        self.stop.set()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(self._command, process_group=0)  # noqa: S603 - our own command line

@@ -1,25 +1,29 @@
 """The gRPC adapter: protobuf in, the predictor in the middle, protobuf out. It decides nothing about the model."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from modelkit import codec
-from modelkit.errors import CallError, InternalError, InvalidArgumentError, Violation
+from modelkit.errors import CallError, InternalError, InvalidArgumentError, OverloadedError, Violation
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
-from modelkit.model import REQUEST, Request, Usage
+from modelkit.model import Request, TypeKind, TypeSpec, Usage, describe_type
 from modelkit.server.description import describe_signature
 from modelkit.server.logs import REQUEST_ID_HEADER, log_call, request_id_from
-from modelkit.server.predictor import Predictor, State
+from modelkit.server.predictor import Predictor
 from modelkit.server.status import status_code, status_message, status_trailer
-from modelkit.server.writer import StreamWriter
+from modelkit.server.writer import StreamWriter, Totals
 
-__all__ = ["Servicer"]
+__all__ = ["Servicer", "add_to_server"]
+
+_log = logging.getLogger("modelkit.server")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 StreamMessage: TypeAlias = type[pb.GenerateResponse] | type[pb.StreamResponse]
@@ -28,31 +32,47 @@ StreamMessage: TypeAlias = type[pb.GenerateResponse] | type[pb.StreamResponse]
 class Servicer(pb_grpc.InferenceServiceServicer):
     """Serves one predictor as modelkit.inference.v1.InferenceService."""
 
-    def __init__(self, predictor: Predictor, identity: pb.DescribeResponse) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        identity: pb.DescribeResponse,
+        *,
+        max_message_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
         self._predictor = predictor
+        self._max_batch_bytes = max_message_bytes // 2
         self._identity = identity
         methods = [describe_signature(signature) for signature in predictor.signatures.values()]
         self._identity.methods.extend(methods)
+        self._results = {
+            name: _ResultKinds(signature.result) for name, signature in predictor.signatures.items()
+        }
+        self._num_opening = 0
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: ARG002, N802
         """Say what the model is."""
         response = pb.DescribeResponse()
         response.CopyFrom(self._identity)
-        response.ready = self._predictor.state is State.READY
+        response.state = pb.ModelState.Value(f"MODEL_STATE_{self._predictor.state.name}")  # type: ignore[assignment]
         return response
 
-    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:  # noqa: N802
+    async def Predict(self, request: pb.PredictRequest | None, context: Context) -> pb.PredictResponse:  # noqa: N802
         """Call a unary method."""
+        if request is None:
+            await _refuse_malformed(context)
         call = _begin(request.method or "predict", request.metadata, context)
         started = time.perf_counter()
         try:
             result = await self._predictor.predict(call, _arguments(request.arguments))
             response = pb.PredictResponse(
-                result=_result(call.method, result), usage=_usage(call.usage), request_id=call.id
+                result=self._encode(call.method, result),
+                usage=_usage(call.usage),
+                request_id=call.id,
+                finish_reason=call.finish_reason,
             )
             if call.response_metadata:
                 response.metadata.update(_strings(call.response_metadata))
-        except CallError as error:
+        except Exception as error:  # noqa: BLE001 - nothing leaves but a status that is meant to
             await _abort(context, call, error, started)
         except asyncio.CancelledError:
             log_call(call, "CANCELLED", started)
@@ -60,28 +80,152 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         log_call(call, "OK", started)
         return response
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+    async def Generate(self, request: pb.GenerateRequest | None, context: Context) -> None:  # noqa: N802
         """Call a server-streaming method."""
+        if request is None:
+            await _refuse_malformed(context)
         call = _begin(request.method or "generate", request.metadata, context)
 
         def start() -> AsyncGenerator[Any, None]:
             return self._predictor.generate(call, _arguments(request.arguments))
 
-        await _run_stream(call, context, start, pb.GenerateResponse)
+        await self._run_stream(call, context, start, pb.GenerateResponse)
 
-    async def Stream(self, request_iterator: AsyncIterator[pb.StreamRequest], context: Context) -> None:  # noqa: N802
+    async def Stream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.StreamRequest | None], context: Context
+    ) -> None:
         """Call a bidirectional method."""
-        first: pb.StreamRequest | None = await anext(aiter(request_iterator), None)
-        opening = first.start if first else pb.StreamStart()
+        first = await self._opening(request_iterator, context)
+        if first is None:
+            await _refuse_malformed(context)
+        opening = first.start
         call = _begin(opening.method or "stream", opening.metadata, context)
 
         def start() -> AsyncGenerator[Any, None]:
-            if not first or not first.HasField("start"):
+            if not first.HasField("start"):
                 raise InvalidArgumentError("the first message of a Stream call must have 'start'")
             incoming = _incoming(call, first, request_iterator)
             return self._predictor.stream(call, _arguments(opening.arguments), incoming)
 
-        await _run_stream(call, context, start, pb.StreamResponse)
+        await self._run_stream(call, context, start, pb.StreamResponse)
+
+    def _encode(self, method: str, value: Any) -> pb.Value:
+        """Encode a result, or one item of it. Raises InternalError where it is not what the annotation promises."""
+        promised = self._results[method]
+        if promised.widens and type(value) is int:
+            value = float(value)
+        try:
+            encoded = _encode_result(value)
+        except InternalError as error:
+            reason = f"the result of '{method}' cannot be sent: {error.message}"
+            raise InternalError(reason, cure="return a value of the annotated type") from None
+        kind = encoded.WhichOneof("kind")
+        if promised.allowed and kind not in promised.allowed:
+            raise InternalError(
+                f"'{method}' promises {promised.shown} and gave {type(value).__name__}",
+                cure="return what the annotation says, or correct the annotation",
+            )
+        return encoded
+
+    async def _opening(
+        self, request_iterator: AsyncIterator[pb.StreamRequest | None], context: Context
+    ) -> pb.StreamRequest | None:
+        """Return the first message; a caller that sends none in time is refused, and so is one too many of them."""
+        gate = self._predictor.gate
+        started = time.perf_counter()
+        error: CallError
+        if self._num_opening >= gate.max_concurrency + gate.max_queue:
+            error = OverloadedError("too many calls of Stream have not said what they call", executed=False)
+            await _abort(context, _begin("", None, context), error, started)
+        self._num_opening += 1
+        try:
+            async with asyncio.timeout(_OPENING_TIMEOUT_S):
+                return await anext(aiter(request_iterator), _NO_REQUEST)
+        except TimeoutError:
+            error = InvalidArgumentError(
+                f"no first message came within {_OPENING_TIMEOUT_S:g} s", executed=False
+            )
+            await _abort(context, _begin("", None, context), error, started)
+        finally:
+            self._num_opening -= 1
+
+    async def _run_stream(
+        self,
+        call: Request,
+        context: Context,
+        start: Callable[[], AsyncGenerator[Any, None]],
+        message: StreamMessage,
+    ) -> None:
+        """Write a method's items until it ends, then the totals; however it ends, its generator is closed."""
+        started = time.perf_counter()
+        sender = _Sender(call, context, message)
+        writer = StreamWriter(sender.send, max_bytes=self._max_batch_bytes)
+        try:
+            async with aclosing(start()) as items:
+                async for item in items:
+                    await writer.put(self._encode(call.method, item), call.progress)
+            await sender.send_last(await writer.flush())
+        except asyncio.CancelledError:
+            await writer.abort()
+            log_call(call, "CANCELLED", started)
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing leaves but a status that is meant to
+            await _deliver_before_error(writer, sender)
+            await _abort(context, call, error, started)
+        log_call(call, "OK", started)
+
+
+_NO_REQUEST: Final = pb.StreamRequest()
+# How long a caller may take to say what it calls: until then the call is not counted at the gate.
+_OPENING_TIMEOUT_S: Final = 10.0
+# How long a half-closed stream without an `end` is given to turn out to be a cancelled one.
+_CANCELLATION_GRACE_S: Final = 0.05
+
+
+def add_to_server(servicer: Servicer, server: grpc.aio.Server) -> None:
+    """Register a servicer, as the generated function does; but a malformed message reaches it as None.
+
+    Left to gRPC, a message that cannot be read ends in UNKNOWN and the text of a Python exception.
+    """
+    handlers = {
+        "Describe": grpc.unary_unary_rpc_method_handler(
+            servicer.Describe, _reader(pb.DescribeRequest), pb.DescribeResponse.SerializeToString
+        ),
+        "Predict": grpc.unary_unary_rpc_method_handler(
+            servicer.Predict, _reader(pb.PredictRequest), pb.PredictResponse.SerializeToString
+        ),
+        "Generate": grpc.unary_stream_rpc_method_handler(
+            servicer.Generate, _reader(pb.GenerateRequest), pb.GenerateResponse.SerializeToString
+        ),
+        "Stream": grpc.stream_stream_rpc_method_handler(
+            servicer.Stream, _reader(pb.StreamRequest), pb.StreamResponse.SerializeToString
+        ),
+    }
+    service_name = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    parse = message.FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+def _malformed() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "the message cannot be read: it is not one of modelkit.inference.v1, or its values are nested too deeply",
+        cure=f"nest lists and dicts at most {codec.MAX_DEPTH} deep",
+    )
+
+
+async def _refuse_malformed(context: Context) -> NoReturn:
+    await _abort(context, _begin("", None, context), _malformed(), time.perf_counter())
 
 
 # ------------------------------------------------------------------------------------------------- a call's begin, end
@@ -93,18 +237,19 @@ def _begin(method: str, metadata: Any, context: Context) -> Request:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str):
             request_id = value
-    remaining = context.time_remaining()
-    call = Request(
-        id=request_id_from(request_id),
-        method=method,
-        metadata=dict(metadata) if metadata else {},
-        deadline=None if remaining is None else time.monotonic() + remaining,
-    )
-    REQUEST.set(call)
-    return call
+    remaining: float | None = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return Request(request_id_from(request_id), method, dict(metadata) if metadata else {}, deadline)
 
 
-async def _abort(context: Context, call: Request, error: CallError, started: float) -> None:
+async def _abort(context: Context, call: Request, error: Exception, started: float) -> NoReturn:
+    """Answer with an error. One that is no CallError comes from writing the answer, not from the method."""
+    if context.cancelled():  # nobody is there to be told, and writing failed because of it
+        log_call(call, "CANCELLED", started)
+        raise asyncio.CancelledError
+    if not isinstance(error, CallError):
+        cause, error = error, InternalError(f"the answer of '{call.method}' cannot be sent")
+        error.__cause__ = cause
     log_call(call, error.grpc_status, started, error)
     trailer = status_trailer(error, call.id)
     await context.abort(status_code(error), status_message(error), trailing_metadata=(trailer,))
@@ -113,33 +258,14 @@ async def _abort(context: Context, call: Request, error: CallError, started: flo
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
-async def _run_stream(
-    call: Request, context: Context, start: Callable[[], AsyncGenerator[Any, None]], message: StreamMessage
-) -> None:
-    """Write a method's items until it ends, then the totals; however it ends, its generator is closed."""
-    started = time.perf_counter()
-    sender = _Sender(call, context, message)
-    writer = StreamWriter(sender.send)
-    try:
-        async with aclosing(start()) as items:
-            async for item in items:
-                await writer.put(_result(call.method, item))
-        await sender.send_last(await writer.flush())
-    except CallError as error:
-        await _deliver_before_error(writer, sender)
-        await _abort(context, call, error, started)
-    except asyncio.CancelledError:
-        await writer.abort()
-        log_call(call, "CANCELLED", started)
-        raise
-    log_call(call, "OK", started)
-
-
 async def _deliver_before_error(writer: StreamWriter, sender: "_Sender") -> None:
     """What the method yielded before it failed reaches the caller before the error does."""
-    items = await writer.flush()
-    if items:
-        await sender.send(items)
+    try:
+        items = await writer.flush()
+        if items:
+            await sender.send(items, sender.totals())
+    except Exception:  # noqa: BLE001 - writing is what failed, or the caller has gone
+        _log.debug("items before an error were not delivered", exc_info=True)
 
 
 class _Sender:
@@ -152,22 +278,25 @@ class _Sender:
         self._sent_usage = (0, 0, 0)
         self._first = True
 
-    def send(self, items: list[pb.Value]) -> Awaitable[None]:
+    def totals(self) -> Totals:
+        """Return the usage as it is now."""
+        return self._call.usage.totals()
+
+    def send(self, items: list[pb.Value], totals: Totals) -> Awaitable[None]:
         """Send one message with these items."""
-        return self._write(self._build(items))
+        return self._write(self._build(items, totals))
 
     async def send_last(self, items: list[pb.Value]) -> None:
         """Send what is left with the model's metadata; nothing where there is nothing to say."""
-        message = self._build(items)
+        message = self._build(items, self.totals())
+        message.finish_reason = self._call.finish_reason
         if self._call.response_metadata:
             message.metadata.update(_strings(self._call.response_metadata))
         if message.ByteSize():
             await self._write(message)
 
-    def _build(self, items: list[pb.Value]) -> pb.GenerateResponse | pb.StreamResponse:
+    def _build(self, items: list[pb.Value], totals: Totals) -> pb.GenerateResponse | pb.StreamResponse:
         message = self._message(items=items)
-        usage = self._call.usage
-        totals = (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
         if totals != self._sent_usage:
             self._sent_usage = totals
             message.usage.prompt_tokens, message.usage.output_tokens, message.usage.cached_tokens = totals
@@ -178,16 +307,24 @@ class _Sender:
 
 
 async def _incoming(
-    call: Request, first: pb.StreamRequest, rest: AsyncIterator[pb.StreamRequest]
+    call: Request, first: pb.StreamRequest, rest: AsyncIterator[pb.StreamRequest | None]
 ) -> AsyncGenerator[Any, None]:
     """Yield the caller's items one by one; several may have come in one message."""
     for value in first.items:
         yield _item(call, value)
+    if first.end:
+        return
     async for message in rest:
+        if message is None:
+            raise _malformed()
         if message.HasField("start"):
             raise InvalidArgumentError("only the first message of a Stream call may have 'start'")
         for value in message.items:
             yield _item(call, value)
+        if message.end:
+            return
+    # A plain client's end; or the caller has gone, which gRPC tells a moment after it has ended the messages.
+    await asyncio.sleep(_CANCELLATION_GRACE_S)
 
 
 # -------------------------------------------------------------------------------------------------------------- values
@@ -208,7 +345,43 @@ def _item(call: Request, value: pb.Value) -> Any:
         raise InvalidArgumentError(f"bad item in the stream of '{call.method}': {error}") from error
 
 
-def _result(method: str, value: Any) -> pb.Value:
+class _ResultKinds:
+    """Which kinds of Value a method's annotation allows; what is inside of lists and objects is the author's word."""
+
+    def __init__(self, spec: TypeSpec) -> None:
+        self.shown = describe_type(spec)
+        self.allowed = _kinds(spec)
+        self.widens = self.allowed == {"float_value"}
+
+
+_KINDS: Final[Mapping[TypeKind, frozenset[str]]] = {
+    TypeKind.NULL: frozenset({"null_value"}),
+    TypeKind.BOOL: frozenset({"bool_value"}),
+    TypeKind.INT: frozenset({"int_value"}),
+    TypeKind.FLOAT: frozenset({"float_value"}),
+    TypeKind.STRING: frozenset({"string_value"}),
+    TypeKind.BYTES: frozenset({"bytes_value"}),
+    TypeKind.LIST: frozenset({"list_value"}),
+    TypeKind.TUPLE: frozenset({"list_value"}),
+    TypeKind.MAP: frozenset({"map_value"}),
+    TypeKind.OBJECT: frozenset({"map_value"}),
+    TypeKind.TENSOR: frozenset({"tensor_value"}),
+    TypeKind.IMAGE: frozenset({"image_value"}),
+    TypeKind.AUDIO: frozenset({"audio_value"}),
+    TypeKind.VIDEO: frozenset({"video_value"}),
+    TypeKind.TEXT: frozenset({"text_value", "string_value"}),
+}
+
+
+def _kinds(spec: TypeSpec) -> frozenset[str]:
+    """Return the allowed kinds, empty where any is."""
+    if spec.kind is TypeKind.UNION:
+        members = [_kinds(member) for member in spec.args]
+        return frozenset().union(*members) if all(members) else frozenset()
+    return _KINDS.get(spec.kind, frozenset())
+
+
+def _encode_result(value: Any) -> pb.Value:
     try:
         return codec.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
@@ -217,9 +390,7 @@ def _result(method: str, value: Any) -> pb.Value:
             if not isinstance(error, RecursionError)
             else "it is nested too deeply, or contains itself"
         )
-        raise InternalError(
-            f"the result of '{method}' cannot be sent: {reason}", cure="return a value of the annotated type"
-        ) from None
+        raise InternalError(reason) from None
 
 
 def _usage(usage: Usage) -> pb.Usage | None:

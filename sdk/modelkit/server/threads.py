@@ -3,30 +3,36 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from typing import Any
 
+from modelkit.datatypes import Media, Text
 from modelkit.errors import CancelledCallError
 
 __all__ = ["LoopIterator", "ThreadStream"]
 
-# How far a generator may run ahead of the reader. Enough to fill a message, little enough to be forgotten.
+# How far a generator may run ahead of the reader: enough to fill a message, little enough to be forgotten.
 _MAX_AHEAD = 64
+_MAX_AHEAD_BYTES = 256 * 1024
+_UNKNOWN_SIZE_BYTES = 16 * 1024
 
 
 class ThreadStream:
     """Hands the items of a synchronous generator, which runs in a thread, to the event loop.
 
-    The thread waits while `_MAX_AHEAD` items are unread. After `cancel()` the generator is closed at its next yield,
-    in its own thread, so its `finally` blocks run there.
+    The thread waits while `_MAX_AHEAD` items, or about `_MAX_AHEAD_BYTES`, are unread. After `cancel()` the generator
+    is closed at its next yield, in its own thread, so its `finally` blocks run there. With each item comes what `mark`
+    returned in the thread when it was yielded.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, mark: Callable[[], Any]) -> None:
         self._loop = loop
+        self._mark = mark
         self._changed = threading.Condition()
-        self._items: deque[Any] = deque()
+        self._items: deque[tuple[Any, Any]] = deque()
+        self._num_bytes = 0
         self._error: BaseException | None = None
         self._finished = False
         self._cancelled = False
@@ -57,7 +63,7 @@ class ThreadStream:
             self._cancelled = True
             self._changed.notify_all()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[Any, Any], None]:
         while True:
             batch, waiting = self._take()
             if waiting is not None:
@@ -73,18 +79,22 @@ class ThreadStream:
     def _put(self, item: Any) -> bool:
         """Add an item, waiting for room; False once the reader is gone."""
         with self._changed:
-            while len(self._items) >= _MAX_AHEAD and not self._cancelled:
+            while self._is_full() and not self._cancelled:
                 self._changed.wait()
             if self._cancelled:
                 return False
-            self._items.append(item)
+            self._items.append((item, self._mark()))
+            self._num_bytes += _size(item)
             self._wake_reader()
             return True
 
-    def _take(self) -> tuple[deque[Any], "asyncio.Future[None] | None"]:
+    def _is_full(self) -> bool:
+        return len(self._items) >= _MAX_AHEAD or self._num_bytes >= _MAX_AHEAD_BYTES
+
+    def _take(self) -> tuple[deque[tuple[Any, Any]], "asyncio.Future[None] | None"]:
         """Return all items there are; where there are none yet, a future that ends when there may be."""
         with self._changed:
-            batch, self._items = self._items, deque()
+            batch, self._items, self._num_bytes = self._items, deque(), 0
             if batch:
                 self._changed.notify_all()
                 return batch, None
@@ -101,6 +111,20 @@ class ThreadStream:
             self._loop.call_soon_threadsafe(_resolve, reader)
         except RuntimeError:  # the loop has closed: nobody reads any more
             self._cancelled = True
+
+
+def _size(item: Any) -> int:
+    """Guess how many bytes an item takes; a wrong guess costs memory or a switch of threads, nothing else."""
+    if isinstance(item, (str, bytes, Media)):
+        return len(item)
+    if item is None or isinstance(item, (int, float, Text)):
+        return 0
+    if isinstance(item, (list, tuple)):
+        return sum(map(_size, item))
+    if isinstance(item, dict):
+        return sum(map(_size, item.values()))
+    size = getattr(item, "nbytes", _UNKNOWN_SIZE_BYTES)  # numpy arrays and torch tensors know theirs
+    return size if isinstance(size, int) else _UNKNOWN_SIZE_BYTES
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:
@@ -137,6 +161,8 @@ class LoopIterator(Iterator[Any]):
 
     async def _next(self) -> tuple[Any, ...]:
         """Return the next item as a tuple of one; empty at the end (a coroutine cannot raise StopIteration)."""
+        if self._cancelled:  # between the thread's own check and now; both this and cancel() run on the loop
+            raise CancelledCallError("the caller went away")
         async for item in self._source:
             return (item,)
         return ()

@@ -7,41 +7,60 @@ grpc.aio costs about 30 µs a message and 16 items in one cost little more than 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from modelkit.inference.v1 import inference_pb2 as pb
 
-__all__ = ["StreamWriter"]
+__all__ = ["StreamWriter", "Totals"]
 
 # How much may gather while a write is in flight; then the model waits for the reader. This bounds the memory that a
 # slow reader costs, and the size of a message made of small items.
 _MAX_ITEMS = 64
 _MAX_BYTES = 256 * 1024
+_FRAMING_BYTES = 6
 # A generator that never waits would keep the event loop to itself; it gets out of the way after so many items.
 _YIELD_EVERY = 16
 
 
-class StreamWriter:
-    """Writes one stream. `send` puts the items of one message on the wire and returns when the transport took it."""
+# Prompt, output and cached tokens so far.
+Totals: TypeAlias = tuple[int, int, int]
 
-    def __init__(self, send: Callable[[list[pb.Value]], Awaitable[None]]) -> None:
+
+class StreamWriter:
+    """Writes one stream. `send` puts the items of one message on the wire and returns when the transport took it.
+
+    With the items it gets the totals that were put with the last of them: the usage that these items make up.
+    """
+
+    def __init__(
+        self, send: Callable[[list[pb.Value], Totals], Awaitable[None]], *, max_bytes: int = _MAX_BYTES
+    ) -> None:
         self._send = send
+        self._max_bytes = min(max_bytes, _MAX_BYTES)
         self._pending: list[pb.Value] = []
         self._pending_bytes = 0
+        self._totals: Totals = (0, 0, 0)
         self._sending: asyncio.Task[None] | None = None
         self._started = False
 
-    async def put(self, item: pb.Value) -> None:
+    async def put(self, item: pb.Value, totals: Totals) -> None:
         """Write an item, now or with the next message. Raises what `send` raised."""
-        self._pending.append(item)
         if not self._started:
             self._started = True
-            await self._send(self._take())
+            await self._send([item], totals)
             return
         if self._sending is None:
+            self._pending.append(item)
+            self._totals = totals
             self._begin()
             return
-        self._pending_bytes += item.ByteSize()
-        if len(self._pending) >= _MAX_ITEMS or self._pending_bytes >= _MAX_BYTES:
+        size = item.ByteSize() + _FRAMING_BYTES
+        if self._pending and self._pending_bytes + size > self._max_bytes:
+            await self._sent()  # a message of several items never gets larger than one that is sent alone
+        self._pending.append(item)
+        self._totals = totals
+        self._pending_bytes += size
+        if len(self._pending) >= _MAX_ITEMS or self._pending_bytes >= self._max_bytes:
             await self._sent()
         elif len(self._pending) % _YIELD_EVERY == 0:
             await asyncio.sleep(0)
@@ -50,7 +69,7 @@ class StreamWriter:
         """Wait for the write in flight; return the items that are still to be written, for the last message."""
         task, self._sending = self._sending, None
         if task is not None:
-            await asyncio.shield(task)
+            await task  # unshielded: a cancelled flush cancels the write
         return self._take()
 
     async def abort(self) -> None:
@@ -59,13 +78,14 @@ class StreamWriter:
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.wait([self._sending])
+            self._sending.cancelled() or self._sending.exception()  # seen, so asyncio does not complain
 
     def _take(self) -> list[pb.Value]:
         items, self._pending, self._pending_bytes = self._pending, [], 0
         return items
 
     def _begin(self) -> None:
-        self._sending = asyncio.create_task(self._send(self._take()))  # type: ignore[arg-type]
+        self._sending = asyncio.create_task(self._send(self._take(), self._totals))  # type: ignore[arg-type]
         self._sending.add_done_callback(self._on_sent)
 
     def _on_sent(self, task: "asyncio.Task[None]") -> None:

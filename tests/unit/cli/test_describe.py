@@ -89,7 +89,7 @@ def test_the_examples_work(server, capsys, name):
 def test_describe_as_json(server, capsys):
     assert main(["describe", "--address", server.address, "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
-    assert (described["model_id"], described["ready"]) == ("test", True)
+    assert (described["model_id"], described["state"], described["ready"]) == ("test", "ready", True)
     predict = next(method for method in described["methods"] if method["name"] == "predict")
     assert predict["signature"] == "predict(prompt: str, temperature: float | None = None) -> str"
     assert predict["example"] == "modelkit predict Hello"

@@ -46,7 +46,8 @@ class Zoo(Model):
             self.report_usage(prompt_tokens=2, output_tokens=number + 1)
             yield f"{system}{prompt} "
             time.sleep(0.01)
-        self.request.response_metadata["finish_reason"] = "length"
+        self.request.response_metadata["seen"] = "all"
+        self.request.finish_reason = "length"
 
     @method
     def tokens(self, prompt: str) -> Iterator[Text]:
@@ -129,7 +130,11 @@ def test_quiet_prints_the_answer_only(predict):
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_text_comes_from_a_pipe(predict, arguments):
-    assert predict(*arguments, "-m", "tokens", stdin="to be")[:2] == (0, "tobe\n")
+    assert predict(*arguments, "-m", "tokens", stdin="to be\n")[:2] == (0, "tobe\n")
+
+
+def test_a_dash_reads_stdin_beside_other_arguments(predict):
+    assert predict("-", "-i", "times=1", stdin="to be\n")[1] == "to be \n"
 
 
 def test_stdin_is_left_alone_where_arguments_are_given(predict):
@@ -165,7 +170,7 @@ def test_the_answer_as_json(predict):
     assert answer["result"] == "ab ab ab "
     assert answer["usage"] == {"prompt_tokens": 2, "output_tokens": 3, "cached_tokens": 0}
     assert len(answer["request_id"]) == 32
-    assert answer["metadata"] == {"finish_reason": "length"}
+    assert (answer["finish_reason"], answer["metadata"]) == ("length", {"seen": "all"})
     assert 0 < answer["timing"]["ttft_ms"] <= answer["timing"]["total_ms"]
     assert answer["timing"]["output_tokens_per_s"] > 0
 
@@ -242,10 +247,10 @@ def test_no_server_is_exit_code_1(capsys):
 
 
 def test_a_timeout_is_exit_code_1(predict, tmp_path):
-    code, out, err = predict("-m", "slow", "-i", f"marker={tmp_path}/closed", "--timeout", "0.5")
+    code, out, err = predict("-m", "slow", "-i", f"marker={tmp_path}/closed", "--timeout", "1.5")
     assert code == 1
     assert out.startswith("0\n1\n")
-    assert "within 0.5 s" in err
+    assert "within 1.5 s" in err
 
 
 def test_waiting_for_a_model_that_is_ready_is_short(predict):
@@ -279,7 +284,7 @@ def test_a_closed_pipe_reaches_the_model(server, tmp_path):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not path.exists():
         assert time.monotonic() < deadline, "the model was not stopped"
         time.sleep(0.02)
@@ -290,7 +295,7 @@ def wait_for(path):
 
 def model(*names):
     return ModelDescription(
-        "m", "", tuple(MethodDescription(name, "unary", (), STR) for name in names), True, "", ""
+        "m", "", tuple(MethodDescription(name, "unary", (), STR) for name in names), "ready", "", ""
     )
 
 

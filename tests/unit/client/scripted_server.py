@@ -1,9 +1,10 @@
 """A real gRPC server with a servicer written by hand, for what a well-behaved server would not do on request."""
 
 import asyncio
+import socket
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import grpc.aio
@@ -54,6 +55,15 @@ METHODS = [
     ),
 ]
 
+# The same after a reload: one method has learned something, the others are gone.
+CHANGED_METHODS = [pb.Method()]
+CHANGED_METHODS[0].CopyFrom(METHODS[0])
+CHANGED_METHODS[0].arguments.add(name="language", type=STRING)
+
+REFUSAL = error_details_pb2.ErrorInfo(
+    reason="UNAVAILABLE", domain="modelkit", metadata={"executed": "false", "cure": "wait"}
+)
+
 
 class Servicer(inference_pb2_grpc.InferenceServiceServicer):
     """Each method does what its name says; `calls` counts them, `cancelled` tells when a caller's leaving arrived."""
@@ -61,27 +71,35 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self):
         self.calls = Counter()
         self.failures_left = 0
+        self.refuses = True  # those failures are refusals: the model has not seen the call
+        self.before_describe = None  # a coroutine function
+        self.entered = threading.Event()  # a call that waits has begun
+        self.time_left = []
         self.retry_after_s = None
         self.cancelled = threading.Event()
+        self.ended = False  # the caller has said that its items are complete
         self.headers = {}
         self.request_ids = []
         self.methods = METHODS
+        self.state = pb.MODEL_STATE_READY
 
     async def Describe(self, request, context):
         self.calls["Describe"] += 1
+        if self.before_describe is not None:
+            await self.before_describe()
         return pb.DescribeResponse(
             model_id="scripted",
             description="A scripted model.",
             methods=self.methods,
-            ready=True,
+            state=self.state,
             modelkit_version="1",
         )
 
     async def Predict(self, request, context):
         await self._enter("Predict", context)
         arguments = {name: decode(value) for name, value in request.arguments.items()}
-        if request.method == "slow":
-            await self._wait_for_ever()
+        if request.method == "slow" or (request.method == "slow-at-first" and self.calls["Predict"] == 1):
+            await self._wait()
         if request.method == "broken":
             return pb.PredictResponse()
         if request.method == "refuse":
@@ -107,25 +125,30 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
             usage=pb.Usage(prompt_tokens=3, output_tokens=4, cached_tokens=1),
             metadata={"seen": request.method},
             request_id=self.request_ids[-1],
+            finish_reason="stop",
         )
 
     async def Generate(self, request, context):
         await self._enter("Generate", context)
+        if request.method == "slow-at-first" and self.calls["Generate"] == 1:
+            await self._wait()
         n = decode(request.arguments["n"]) if "n" in request.arguments else 3
-        yield pb.GenerateResponse(
-            items=[encode(0)], usage=pb.Usage(output_tokens=1), request_id="from-server"
-        )
-        if request.method == "slow":
-            await self._wait_for_ever()
-        if request.method == "dies":
-            await abort(context, "UNAVAILABLE", "gone")
-        if request.method == "resets":
-            self.stop_now()
-            await asyncio.sleep(5)
-        for start in range(1, n, 2):
-            items = [encode(number) for number in range(start, min(start + 2, n))]
-            yield pb.GenerateResponse(items=items, usage=pb.Usage(output_tokens=start + len(items)))
-        yield pb.GenerateResponse(metadata={"finish": "length"})
+        with self._noting_cancellation():
+            yield pb.GenerateResponse(
+                items=[encode(0)], usage=pb.Usage(output_tokens=1), request_id="from-server"
+            )
+            if request.method == "slow":
+                self.entered.set()
+                await asyncio.sleep(60)
+            if request.method == "dies":
+                await abort(context, "UNAVAILABLE", "gone")
+            if request.method == "resets":
+                self.stop_now()
+                await asyncio.sleep(5)
+            for start in range(1, n, 2):
+                items = [encode(number) for number in range(start, min(start + 2, n))]
+                yield pb.GenerateResponse(items=items, usage=pb.Usage(output_tokens=start + len(items)))
+            yield pb.GenerateResponse(metadata={"seen": request.method}, finish_reason="length")
 
     async def Stream(self, request_iterator, context):
         first = await anext(request_iterator)
@@ -133,15 +156,29 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
         assert not first.items
         await self._enter("Stream", context)
         prefix = decode(first.start.arguments["prefix"]) if "prefix" in first.start.arguments else ""
-        try:
+        with self._noting_cancellation():
             async for message in request_iterator:
                 assert not message.HasField("start")
                 if first.start.method == "refuse":
-                    await abort(context, "UNAVAILABLE", "no more", request_id="r3")
+                    await abort(context, "UNAVAILABLE", "no more", request_id="r3", more=[REFUSAL])
+                self.ended |= message.end
+                if not message.items:
+                    continue
                 yield pb.StreamResponse(items=[encode(f"{prefix}{decode(item)}") for item in message.items])
-            yield pb.StreamResponse(items=[encode("end")], metadata={"finish": "stop"})
+            yield pb.StreamResponse(items=[encode("end")], metadata={"seen": "all"}, finish_reason="stop")
+
+    async def _wait(self):
+        with self._noting_cancellation():
+            self.entered.set()
+            await asyncio.sleep(60)
+
+    @contextmanager
+    def _noting_cancellation(self):
+        try:
+            yield
         except (asyncio.CancelledError, GeneratorExit):
-            # grpc.aio ends the caller's half quietly when the caller leaves; the next write finds out.
+            # grpc.aio ends the caller's half of a stream quietly when the caller leaves; the next write finds out,
+            # and then the generator is closed, not cancelled.
             self.cancelled.set()
             raise
 
@@ -149,6 +186,7 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
         self.calls[rpc] += 1
         self.headers = dict(context.invocation_metadata())
         self.request_ids.append(self.headers.get("x-request-id"))
+        self.time_left.append(context.time_remaining())
         if self.failures_left:
             self.failures_left -= 1
             await abort(
@@ -157,14 +195,8 @@ class Servicer(inference_pb2_grpc.InferenceServiceServicer):
                 "the model is loading",
                 retry_after_s=self.retry_after_s,
                 request_id="r2",
+                more=[REFUSAL] if self.refuses else [],
             )
-
-    async def _wait_for_ever(self):
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
 
 
 async def abort(context, code, message, *, violations=None, retry_after_s=None, request_id="", more=()):
@@ -192,8 +224,9 @@ async def abort(context, code, message, *, violations=None, retry_after_s=None, 
 class Running:
     """A server on a loop of its own thread."""
 
-    def __init__(self, servicer, credentials=None, port=0):
+    def __init__(self, servicer, credentials=None, port=0, health=HealthServicer):
         self.servicer = servicer
+        self._health_type = health
         self.health = None
         self._credentials = credentials
         self._port = port
@@ -214,7 +247,7 @@ class Running:
     async def _serve(self):
         self._stop = asyncio.Event()
         server = grpc.aio.server()
-        self.health = HealthServicer()
+        self.health = self._health_type()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, server)
         target = f"127.0.0.1:{self._port}"
@@ -239,6 +272,57 @@ class Running:
     def stop(self):
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+
+
+class WithoutWatch(HealthServicer):
+    """What many a server has: the state now, and no news of it."""
+
+    async def Watch(self, request, context):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no Watch here")
+
+
+class Relay:
+    """A TCP relay in front of a server, which can cut the connections that run through it."""
+
+    def __init__(self, address):
+        self._upstream = tuple(address.rsplit(":", 1))
+        self._sockets = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError):  # closed
+            while True:
+                pair = [self._listener.accept()[0], socket.create_connection(self._upstream)]
+                self._sockets += pair
+                for source, sink in (pair, pair[::-1]):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source, sink):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+    def cut(self):
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self._sockets.clear()
+
+    def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+
+def free_port():
+    """Return a port that nobody listens on, for a server that starts later."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager

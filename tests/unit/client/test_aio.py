@@ -11,6 +11,7 @@ from modelkit.errors import (
     InvalidArgumentError,
     UnimplementedError,
 )
+from unit.client.scripted_server import CHANGED_METHODS, HealthServicer, WithoutWatch, running
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ async def test_predict_returns_the_value_and_call_all_of_it(client):
     assert await client.predict(a=1) == {"a": 1}
     response = await client.call(a=1)
     assert (response.value, response.metadata) == ({"a": 1}, {"seen": "predict"})
+    assert response.finish_reason == "stop"
     assert await client.predict("a b c", method="summarize", max_words=2) == "a b"
 
 
@@ -47,7 +49,7 @@ async def test_a_stream_gives_items_usage_metadata_and_request_id(client):
     assert stream.request_id == ""
     assert [item async for item in stream] == [0, 1, 2, 3, 4, 5]
     assert (stream.usage, stream.request_id) == (Usage(output_tokens=6), "from-server")
-    assert stream.metadata == {"finish": "length"}
+    assert (stream.metadata, stream.finish_reason) == ({"seen": "generate"}, "length")
     assert [item async for item in stream] == []
 
 
@@ -68,13 +70,25 @@ async def test_leaving_a_stream_early_stops_the_model(client, server, leave):
 
     task = asyncio.create_task(read())
     if leave == "task":
-        await asyncio.sleep(0.2)
+        assert await asyncio.to_thread(server.servicer.entered.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     else:
         await task
-    assert await asyncio.to_thread(server.servicer.cancelled.wait, 2)
+    assert await asyncio.to_thread(server.servicer.cancelled.wait, 10)
+
+
+@pytest.mark.parametrize("kind", ["generate", "stream"])
+async def test_a_loop_left_with_break_stops_the_model(client, server, kind):
+    async def items():
+        while True:
+            yield "a"
+            await asyncio.sleep(0.01)
+
+    async for _ in client.generate(method="slow") if kind == "generate" else client.stream(items()):
+        break
+    assert await asyncio.to_thread(server.servicer.cancelled.wait, 10)
 
 
 async def test_a_cancelled_stream_raises_where_it_is_read(client):
@@ -101,12 +115,15 @@ async def test_deadlines(client):
 
 
 async def test_a_cancelled_task_cancels_the_call(client, server):
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(client.predict(method="slow"), 0.2)
-    assert await asyncio.to_thread(server.servicer.cancelled.wait, 2)
+    task = asyncio.create_task(client.predict(method="slow"))
+    assert await asyncio.to_thread(server.servicer.entered.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(server.servicer.cancelled.wait, 10)
 
 
-async def test_a_bidirectional_call_interleaves(client):
+async def test_a_bidirectional_call_interleaves(client, server):
     questions = asyncio.Queue()
 
     async def items():
@@ -117,8 +134,10 @@ async def test_a_bidirectional_call_interleaves(client):
     for text in ("a", "b", "c"):
         await questions.put(text)
         assert await anext(stream) == f"> {text}"
+    assert not server.servicer.ended
     await questions.put(None)
     assert [item async for item in stream] == ["end"]
+    assert (stream.finish_reason, server.servicer.ended) == ("stop", True)
 
 
 async def test_a_bidirectional_call_takes_a_plain_list(client):
@@ -126,13 +145,20 @@ async def test_a_bidirectional_call_takes_a_plain_list(client):
 
 
 async def test_what_the_callers_iterator_raises_is_what_the_caller_sees(client, server):
+    answered = asyncio.Event()
+
     async def items():
         yield "a"
+        await answered.wait()
         raise LookupError("no more")
 
+    stream = client.stream(items())
+    assert await anext(stream) == "a"
+    answered.set()
     with pytest.raises(LookupError, match="no more"):
-        [item async for item in client.stream(items())]
-    assert await asyncio.to_thread(server.servicer.cancelled.wait, 2)
+        await anext(stream)
+    assert await asyncio.to_thread(server.servicer.cancelled.wait, 10)
+    assert not server.servicer.ended
 
 
 async def test_methods_are_typed_by_the_server(client):
@@ -162,18 +188,37 @@ async def test_methods_are_listed_once_they_are_known(client):
     assert list(client.methods) == ["summarize", "generate", "chat"]
     assert repr(client.methods.summarize).startswith("summarize(text: str")
     assert "chat" in dir(client.methods)
-    assert not hasattr(client.methods, "nope")
+    assert client.methods.summarize.__doc__.startswith("Shorten")
+    assert str(inspect.signature(client.methods.summarize)) == "(text: 'str', max_words: 'int' = 50) -> 'str'"
+    assert "nope" not in client.methods
+    assert repr(client.methods.nope) == "nope"
 
 
-async def test_health_and_readiness(client, server):
+async def test_health(client, server):
     assert await client.health() == "SERVING"
     server.set_ready(False)
-    with pytest.raises(DeadlineExceededError, match="still loading"):
+    assert await client.health() == "NOT_SERVING"
+    with pytest.raises(DeadlineExceededError, match="the model is not ready"):
         await client.wait_ready(0.3)
-    asyncio.get_running_loop().call_later(
-        0.2, lambda: asyncio.create_task(asyncio.to_thread(server.set_ready, True))
-    )
-    await client.wait_ready(5)
+
+
+@pytest.mark.parametrize("health", [HealthServicer, WithoutWatch])
+async def test_wait_ready_waits_for_the_model(health):
+    with running(health=health) as server:
+        server.set_ready(False)
+        async with AsyncClient(server.address) as client:
+            waiting = asyncio.create_task(client.wait_ready(30))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            await asyncio.to_thread(server.set_ready, True)
+            await waiting
+
+
+async def test_a_changed_signature_is_noticed(client, server):
+    await client.describe()
+    server.servicer.methods = [*CHANGED_METHODS]
+    assert await client.methods.summarize("a b", language="en") == "a b"
+    assert await client.predict("a b", 1, "en", method="summarize") == "a"
 
 
 async def test_a_client_that_was_never_used_closes():

@@ -42,6 +42,16 @@ def test_every_kind_of_type_has_a_name(number):
     assert "unspecified" not in str(described)
 
 
+@pytest.mark.parametrize("number", [*pb.ModelState.values(), 99])
+def test_only_a_ready_model_is_ready(number):
+    model = read_description(pb.DescribeResponse(state=number))
+    assert model.ready == (number == pb.MODEL_STATE_READY)
+    known = number not in {pb.MODEL_STATE_UNSPECIFIED, 99}
+    assert model.state == (
+        pb.ModelState.Name(number).removeprefix("MODEL_STATE_").lower() if known else "unknown"
+    )
+
+
 def test_a_kind_from_a_newer_server_is_any():
     method = pb.Method(name="m", result=pb.Type(kind=99))
     assert str(read_description(pb.DescribeResponse(methods=[method])).methods[0].result) == "Any"
@@ -100,6 +110,15 @@ def test_a_wrong_call_is_refused_with_the_signature(args, kwargs, message):
         bind(SUMMARIZE, args, kwargs)
     assert message in raised.value.message
     assert str(SUMMARIZE) in raised.value.cure
+
+
+def test_a_long_signature_is_no_hint():
+    fields = [
+        pb.Field(name=f"argument_{number}", type=pb.Type(kind=pb.TYPE_KIND_STRING)) for number in range(9)
+    ]
+    method = read_description(pb.DescribeResponse(methods=[pb.Method(name="m", arguments=fields)])).methods[0]
+    assert method.hint.startswith("its arguments are argument_0, argument_1")
+    assert SUMMARIZE.hint == f"it is {SUMMARIZE}"
 
 
 def test_all_wrong_arguments_are_named_at_once():

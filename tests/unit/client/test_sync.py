@@ -1,25 +1,28 @@
+import asyncio
 import copy
 import inspect
 import os
+import pydoc
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from modelkit.client import Chunk, Client, Usage
+from modelkit.client import AsyncRemoteMethod, Chunk, Client, RemoteMethod, Usage
 from modelkit.errors import (
     CancelledCallError,
     DeadlineExceededError,
     InternalError,
     InvalidArgumentError,
     MethodNotFoundError,
+    UnavailableError,
 )
-from modelkit.inference.v1 import inference_pb2 as pb
-from unit.client.scripted_server import METHODS, running
+from unit.client.scripted_server import CHANGED_METHODS, HealthServicer, WithoutWatch, free_port, running
 
 
 def test_predict_returns_the_value_and_call_all_of_it(client):
@@ -28,6 +31,7 @@ def test_predict_returns_the_value_and_call_all_of_it(client):
     assert response.value == {"a": 1}
     assert response.usage == Usage(prompt_tokens=3, output_tokens=4, cached_tokens=1)
     assert response.metadata == {"seen": "predict"}
+    assert response.finish_reason == "stop"
     assert len(response.request_id) == 32
 
 
@@ -67,7 +71,7 @@ def test_a_stream_gives_items_usage_metadata_and_request_id(client):
     assert stream.request_id == "from-server"
     assert list(stream) == [1, 2, 3, 4, 5]
     assert stream.usage == Usage(output_tokens=6)
-    assert stream.metadata == {"finish": "length"}
+    assert (stream.metadata, stream.finish_reason) == ({"seen": "generate"}, "length")
     assert list(stream) == []
 
 
@@ -83,8 +87,20 @@ def test_leaving_a_stream_early_stops_the_model(client, server, leave):
         assert next(stream) == 0
         if leave != "with":
             getattr(stream, leave)()
-    assert server.servicer.cancelled.wait(2)
+    assert server.servicer.cancelled.wait(10)
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("kind", ["generate", "stream"])
+def test_a_loop_left_with_break_stops_the_model(client, server, kind):
+    def items():
+        while True:
+            yield "a"
+            time.sleep(0.01)
+
+    for _ in client.generate(method="slow") if kind == "generate" else client.stream(items()):
+        break
+    assert server.servicer.cancelled.wait(10)
 
 
 def test_a_cancelled_stream_raises_where_it_is_read(client):
@@ -101,35 +117,49 @@ def test_the_deadline_of_a_stream_is_that_of_the_whole(client):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda c: c.predict(method="slow"), lambda c: list(c.generate(method="slow"))]
+    "call", [lambda c: c.predict(method="slow"), lambda c: list(c.generate(method="slow-at-first"))]
 )
 def test_ctrl_c_cancels_the_call(client, server, call):
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    def press():
+        if server.servicer.entered.wait(30):
+            time.sleep(0.3)  # the call has arrived; now the caller's thread waits for the answer
+            os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
     with pytest.raises(KeyboardInterrupt):
         call(client)
-    assert server.servicer.cancelled.wait(2)
+    presser.join()
+    assert server.servicer.cancelled.wait(10)
 
 
-def test_a_bidirectional_call_interleaves(client):
+def test_a_bidirectional_call_interleaves(client, server):
     questions = queue.Queue()
     stream = client.stream(iter(questions.get, None), prefix="> ")
     for text in ("a", "b", "c"):
         questions.put(text)
         assert next(stream) == f"> {text}"  # answered before the next one is asked
+    assert not server.servicer.ended
     questions.put(None)
     assert list(stream) == ["end"]
-    assert stream.metadata == {"finish": "stop"}
+    assert (stream.finish_reason, server.servicer.ended) == ("stop", True)
 
 
 def test_what_the_callers_iterator_raises_is_what_the_caller_sees(client, server):
+    answered = threading.Event()
+
     def items():
         yield "a"
-        time.sleep(0.1)
+        answered.wait(30)
         raise LookupError("no more")
 
+    stream = client.stream(items())
+    assert next(stream) == "a"
+    answered.set()
     with pytest.raises(LookupError, match="no more"):
-        list(client.stream(items()))
-    assert server.servicer.cancelled.wait(2)
+        next(stream)
+    assert server.servicer.cancelled.wait(10)
+    assert not server.servicer.ended
 
 
 def test_an_item_that_cannot_be_sent_is_named(client):
@@ -165,38 +195,76 @@ def test_methods_read_like_functions(client):
     assert len(client.methods) == 3
 
 
-def test_an_unknown_method_is_an_attribute_error(client):
-    assert not hasattr(client.methods, "nope")
-    with pytest.raises(AttributeError, match="did you mean 'summarize'"):
-        _ = client.methods.sumarize
-    with pytest.raises(MethodNotFoundError):
-        client.methods["nope"]
+@pytest.mark.parametrize("described", [False, True])
+def test_an_unknown_method_is_refused_when_it_is_called(client, described):
+    if described:
+        client.describe()
+    with pytest.raises(MethodNotFoundError, match="did you mean 'summarize'"):
+        client.methods.sumarize("a")
+    assert "sumarize" not in client.methods
+    assert repr(client.methods.sumarize) == "sumarize"
 
 
-def test_probing_does_not_call_the_server(client, server):
+def test_naming_a_method_does_not_call_the_server(client, server):
     copy.copy(client.methods)
+    copy.copy(client.methods.summarize)
+    assert client.methods.summarize.__name__ == "summarize"
     assert not hasattr(client.methods, "_repr_html_")
+    client.generate("a b", method="summarize")
+    client.stream(["a"])
     assert not server.servicer.calls
 
 
-def test_methods_can_have_a_deadline_of_their_own(client):
-    slow = client.methods["generate"].options(timeout_s=0.2)
-    slow.description = client.describe().method("generate")
-    assert list(slow(2)) == [0, 1]
+def test_a_stream_cancelled_before_it_starts_never_starts(client, server):
+    stream = client.generate(n=1)
+    stream.cancel()
+    with pytest.raises(CancelledCallError):
+        next(stream)
+    assert not server.servicer.calls
+
+
+def test_looking_at_methods_without_a_server_fails_nothing(monkeypatch):
+    with Client("localhost:1", retry=None) as client:
+        assert repr(client.methods) == "<methods of localhost:1: the server does not say>"
+        assert repr(client.methods.summarize) == "summarize"
+        assert client.methods.summarize.__doc__ is None
+        assert dir(client.methods)
+        assert inspect.signature(client.methods.summarize) == inspect.signature(
+            RemoteMethod.__call__.__get__(1)
+        )
+        with pytest.raises(UnavailableError):
+            list(client.methods)
+
+
+@pytest.mark.parametrize("kind", [RemoteMethod, AsyncRemoteMethod])
+def test_the_class_of_a_method_documents_itself(kind):
+    assert inspect.getdoc(kind).startswith("A method of the served model")
+    assert "options" in pydoc.render_doc(kind)
+
+
+def test_methods_can_have_a_deadline_of_their_own(client, server):
+    assert list(client.methods["generate"].options(timeout_s=30)(2)) == [0, 1]
+    server.servicer.before_describe = lambda: asyncio.sleep(60)
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
+        client.methods.generate.options(timeout_s=0.2)(2, unknown=1)
 
 
 def test_a_changed_signature_is_noticed(client, server):
-    summarize = client.methods.summarize
-    changed = pb.Method()
-    changed.CopyFrom(METHODS[0])
-    changed.arguments.add(name="language", type=pb.Type(kind=pb.TYPE_KIND_STRING))
-    server.servicer.methods = [changed]
-    assert summarize("a b", language="en") == "a b"
+    client.describe()
+    server.servicer.methods = CHANGED_METHODS
+    assert client.methods.summarize("a b", language="en") == "a b"
+    assert client.predict("a b", 1, "en", method="summarize") == "a"
 
 
 def test_describe(client):
     model = client.describe()
-    assert (model.model_id, model.ready, model.modelkit_version, model.engine) == ("scripted", True, "1", "")
+    assert (model.model_id, model.state, model.modelkit_version, model.engine) == (
+        "scripted",
+        "ready",
+        "1",
+        "",
+    )
+    assert model.ready
     assert model.method("summarize").summary == "Shorten a text."
 
 
@@ -206,25 +274,32 @@ def test_health(client, server):
     assert client.health() == "NOT_SERVING"
 
 
-def test_wait_ready_waits_for_the_model(client, server):
-    server.set_ready(False)
-    threading.Timer(0.3, server.set_ready, (True,)).start()
-    started = time.monotonic()
-    client.wait_ready(10)
-    assert 0.2 < time.monotonic() - started < 5
+@pytest.mark.parametrize("health", [HealthServicer, WithoutWatch])
+def test_wait_ready_waits_for_the_model(health):
+    with running(health=health) as server:
+        server.set_ready(False)
+        with Client(server.address) as client:
+            waiter = threading.Thread(target=client.wait_ready, args=(30,))
+            waiter.start()
+            waiter.join(0.3)
+            assert waiter.is_alive()
+            server.set_ready(True)
+            waiter.join(30)
+            assert not waiter.is_alive()
 
 
 def test_wait_ready_waits_for_the_server():
-    with Client("127.0.0.1:50998") as client:
-        starter = threading.Timer(0.3, lambda: started.append(running(port=50998)) or started[0].__enter__())
-        started = []
+    port = free_port()
+    with ExitStack() as stack, Client(f"127.0.0.1:{port}") as client:
+        starter = threading.Timer(0.3, lambda: stack.enter_context(running(port=port)))
         starter.start()
         client.wait_ready(20)
         starter.join()
-        started[0].__exit__(None, None, None)
 
 
-@pytest.mark.parametrize(("ready", "reason"), [(False, "still loading"), (None, "no server listens")])
+@pytest.mark.parametrize(
+    ("ready", "reason"), [(False, "the model is not ready"), (None, "no server listens")]
+)
 def test_wait_ready_says_what_it_waited_for(server, ready, reason):
     if ready is False:
         server.set_ready(False)
@@ -240,7 +315,7 @@ def test_a_closed_client_cancels_its_calls(server):
     client.close()
     with pytest.raises(CancelledCallError):
         next(stream)
-    assert server.servicer.cancelled.wait(2)
+    assert server.servicer.cancelled.wait(10)
 
 
 def test_one_client_serves_many_threads(client):

@@ -96,7 +96,7 @@ EXPECTED = {
         (11, 15, 17, "compute.cpu_memory must be at least 1Mi, not 16"),
         (13, 17, 18, "deployment.max_replicas must be at least 1, not 0"),
         (15, 22, 25, "server.max_message_bytes must be at most 1Gi, not 4Gi"),
-        (17, 14, 20, "secrets[0].env_var cannot be 'MY-KEY'"),
+        (17, 14, 20, "secrets[0].env_var is not the name of an environment variable"),
     ],
     "recursive-alias": [
         (5, 9, 11, "this anchor contains an alias of itself"),
@@ -119,7 +119,7 @@ EXPECTED = {
             "checkpoints.token_env is the name of an environment variable, and this looks like a token itself",
         ),
         (15, 17, 18, "deployment.min_replicas is 5, more than max_replicas, which is 2"),
-        (17, 24, 26, "scale_to_zero_after has no effect: at least 5 replicas always run"),
+        (17, 24, 26, "scale_to_zero_after has no effect while min_replicas is 5"),
         (
             18,
             23,

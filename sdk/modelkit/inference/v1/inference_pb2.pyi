@@ -7,6 +7,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
+    MODEL_STATE_LOADING: _ClassVar[ModelState]
+    MODEL_STATE_READY: _ClassVar[ModelState]
+    MODEL_STATE_UNAVAILABLE: _ClassVar[ModelState]
+    MODEL_STATE_DRAINING: _ClassVar[ModelState]
+    MODEL_STATE_FAILED: _ClassVar[ModelState]
+
 class NullValue(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NULL_VALUE_UNSPECIFIED: _ClassVar[NullValue]
@@ -39,6 +48,12 @@ class TypeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TYPE_KIND_AUDIO: _ClassVar[TypeKind]
     TYPE_KIND_VIDEO: _ClassVar[TypeKind]
     TYPE_KIND_TEXT: _ClassVar[TypeKind]
+MODEL_STATE_UNSPECIFIED: ModelState
+MODEL_STATE_LOADING: ModelState
+MODEL_STATE_READY: ModelState
+MODEL_STATE_UNAVAILABLE: ModelState
+MODEL_STATE_DRAINING: ModelState
+MODEL_STATE_FAILED: ModelState
 NULL_VALUE_UNSPECIFIED: NullValue
 METHOD_KIND_UNSPECIFIED: MethodKind
 METHOD_KIND_UNARY: MethodKind
@@ -69,20 +84,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model_id", "description", "methods", "ready", "modelkit_version", "engine")
+    __slots__ = ("model_id", "description", "methods", "state", "modelkit_version", "engine")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
-    READY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     MODELKIT_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     description: str
     methods: _containers.RepeatedCompositeFieldContainer[Method]
-    ready: bool
+    state: ModelState
     modelkit_version: str
     engine: str
-    def __init__(self, model_id: _Optional[str] = ..., description: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., ready: bool = ..., modelkit_version: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
+    def __init__(self, model_id: _Optional[str] = ..., description: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., state: _Optional[_Union[ModelState, str]] = ..., modelkit_version: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("method", "arguments", "metadata")
@@ -109,7 +124,7 @@ class PredictRequest(_message.Message):
     def __init__(self, method: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("result", "usage", "metadata", "request_id")
+    __slots__ = ("result", "usage", "metadata", "request_id", "finish_reason")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -121,11 +136,13 @@ class PredictResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     result: Value
     usage: Usage
     metadata: _containers.ScalarMap[str, str]
     request_id: str
-    def __init__(self, result: _Optional[_Union[Value, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    finish_reason: str
+    def __init__(self, result: _Optional[_Union[Value, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("method", "arguments", "metadata")
@@ -152,7 +169,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, method: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("items", "usage", "metadata", "request_id")
+    __slots__ = ("items", "usage", "metadata", "request_id", "finish_reason")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,19 +181,23 @@ class GenerateResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[Value]
     usage: Usage
     metadata: _containers.ScalarMap[str, str]
     request_id: str
-    def __init__(self, items: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    finish_reason: str
+    def __init__(self, items: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("start", "items")
+    __slots__ = ("start", "items", "end")
     START_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     start: StreamStart
     items: _containers.RepeatedCompositeFieldContainer[Value]
-    def __init__(self, start: _Optional[_Union[StreamStart, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Value, _Mapping]]] = ...) -> None: ...
+    end: bool
+    def __init__(self, start: _Optional[_Union[StreamStart, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., end: bool = ...) -> None: ...
 
 class StreamStart(_message.Message):
     __slots__ = ("method", "arguments", "metadata")
@@ -203,7 +224,7 @@ class StreamStart(_message.Message):
     def __init__(self, method: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("items", "usage", "metadata", "request_id")
+    __slots__ = ("items", "usage", "metadata", "request_id", "finish_reason")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -215,11 +236,13 @@ class StreamResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[Value]
     usage: Usage
     metadata: _containers.ScalarMap[str, str]
     request_id: str
-    def __init__(self, items: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    finish_reason: str
+    def __init__(self, items: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "output_tokens", "cached_tokens")

@@ -1,0 +1,70 @@
+import io
+import json
+import logging
+
+import pytest
+
+from modelkit.model import REQUEST, Request
+from modelkit.server.logs import configure_logging, new_request_id
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """Configure logging into a buffer; everything is put back afterwards."""
+    root, ours = logging.getLogger(), logging.getLogger("modelkit")
+    before = (root.handlers[:], root.level, ours.level)
+    stream = io.StringIO()
+
+    def configure(style="text", level=logging.INFO, author_dir=tmp_path):
+        configure_logging(level, style, stream, author_dir)
+        return stream
+
+    yield configure
+    root.handlers[:], root.level, ours.level = before[0], before[1], before[2]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+def log_from(path, name, level=logging.INFO):
+    logging.getLogger(name).handle(logging.LogRecord(name, level, str(path), 1, "said %s", ("it",), None))
+
+
+def test_lines_carry_the_request_id(logs):
+    stream = logs()
+    token = REQUEST.set(Request("abc"))
+    logging.getLogger("modelkit.server").info("hello")
+    REQUEST.reset(token)
+    logging.getLogger("modelkit.server").info("later")
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("info [abc] hello")
+    assert second.endswith("info later")
+
+
+def test_json_lines_parse_whatever_is_logged(logs):
+    stream = logs("json")
+    fields = {"method": "generate", "code": "OK", "odd": object()}
+    logging.getLogger("modelkit.server").info('a "b"\nc', extra={"fields": fields})
+    try:
+        raise ValueError("x")
+    except ValueError:
+        logging.getLogger("modelkit.server").exception("failed")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["message"], first["method"], first["level"]) == ('a "b"\nc', "generate", "info")
+    assert "ValueError: x" in second["exception"]
+
+
+def test_the_authors_lines_are_seen_and_other_libraries_warnings(logs, tmp_path):
+    stream = logs()
+    log_from(tmp_path / "model.py", "anything")
+    log_from(tmp_path / "helpers" / "more.py", "root")
+    log_from("/elsewhere/lib.py", "noisy")
+    log_from("/elsewhere/lib.py", "noisy", logging.WARNING)
+    words = [line.split()[1] for line in stream.getvalue().splitlines()]
+    assert words == ["info", "info", "warning"]
+    assert "noisy" not in stream.getvalue()
+
+
+def test_request_ids_differ():
+    ids = {new_request_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(len(request_id) == 16 and int(request_id, 16) >= 0 for request_id in ids)
