@@ -349,6 +349,20 @@ def leftovers(folder):
     return found
 
 
+def all_gone(folder):
+    """Wait for the processes that serve a folder to end."""
+    deadline = time.monotonic() + 10
+    while (left := leftovers(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not left
+
+
+def kill_leftovers(folder):
+    for process in leftovers(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     for arguments in ((), ("--reload",)):
         with serving(tmp_path / "none", *arguments) as server:
@@ -372,11 +386,12 @@ def test_a_watcher_that_is_killed_takes_the_server_along(folder):
     with serving(folder, "--reload") as server:
         server.address()
         server.process.kill()
-        server.wait()
-        deadline = time.monotonic() + 10
-        while (left := leftovers(folder)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert left == []
+        server.process.wait()
+        try:
+            assert all_gone(folder)
+        finally:
+            kill_leftovers(folder)
+            server.wait()
         assert "stopped" in server.stderr, "it drained"
 
 
@@ -475,10 +490,6 @@ def test_nobody_has_to_read_the_output(folder, redirection, option):
             assert client.predict(name="Ada", method="greet") == "Hello, Ada!"
         os.killpg(shell.pid, signal.SIGTERM)
         shell.wait(10)
-        deadline = time.monotonic() + 10
-        while (left := leftovers(folder)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert left == []
+        assert all_gone(folder)
     finally:
-        for process in leftovers(folder):
-            os.kill(int(process), signal.SIGKILL)
+        kill_leftovers(folder)
