@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from modelkit import Client, codec
+from modelkit import Client, ModelkitError, codec
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
 
@@ -110,6 +110,13 @@ class Serving:
             time.sleep(0.02)
         raise AssertionError(f"no {text!r} in: {''.join(self.err)}")
 
+    def wait_for_out(self, text):
+        """Wait for a text on stdout."""
+        deadline = time.monotonic() + START_S
+        while text not in self.stdout:
+            assert time.monotonic() < deadline, f"no {text!r} on stdout"
+            time.sleep(0.02)
+
     def address(self, count=1):
         return self.wait_for("serving greeter at ", count).partition(" at ")[2].partition(" (")[0]
 
@@ -181,7 +188,7 @@ def test_a_drain_lets_the_running_call_end_and_refuses_new_ones(folder):
         running = call(stub, "slow", seconds=1.5)
         time.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)
-        server.wait_for("letting 1 running calls end")
+        server.wait_for("letting 1 running call end; once more cancels it")
         with pytest.raises(grpc.RpcError) as caught:
             call(stub, "greet", name="late").result(timeout=10)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -194,7 +201,7 @@ def test_a_second_signal_cancels_what_still_runs(folder):
         stream = stub.Generate(pb.GenerateRequest(method="drip"))
         next(stream)
         server.process.send_signal(signal.SIGINT)
-        server.wait_for("once more cancels them")
+        server.wait_for("once more cancels it")
         assert server.end(signal.SIGINT) == 0
         with pytest.raises(grpc.RpcError):
             list(stream)
@@ -206,9 +213,9 @@ def test_a_call_that_nothing_can_stop_is_left_behind_and_said(folder):
         stuck = call(stub, "slow", seconds=60.0)
         time.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)
-        server.wait_for("once more cancels them")
+        server.wait_for("once more cancels it")
         assert server.end() == 0
-        assert "1 calls were still running in threads" in server.stderr
+        assert "1 call was still running in threads and left behind" in server.stderr
         assert stuck.exception(5) is not None
 
 
@@ -275,6 +282,7 @@ def test_a_port_that_is_taken_is_a_clear_error(folder):
             assert server.wait(START_S) == 1
             assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in server.stderr
             assert "--port 0" in server.stderr
+            assert "add_port" not in server.stderr, "gRPC's own line about it"
 
 
 def test_an_open_address_without_a_key_is_warned_of(folder):
@@ -322,11 +330,12 @@ def test_reload_starts_again_after_a_change_also_after_broken_python(folder):
         time.sleep(0.5)  # the watch begins after the first start
         (folder / "model.py").write_text("class Broken(:\n")
         server.wait_for("broken Python")
-        time.sleep(0.3)
+        server.wait_for(f"the server has ended; still watching {folder}, a change starts it again")
         (folder / "model.py").write_text(MODEL.replace("Hello", "Goodbye"))
         with Client(server.address(2)) as client:
             assert client.predict(name="Ada", method="greet") == "Goodbye, Ada!"
         assert server.end(signal.SIGINT) == 0
+        assert server.stderr.count("the server has ended") == 1
         assert leftovers(folder) == []
 
 
@@ -340,8 +349,147 @@ def leftovers(folder):
     return found
 
 
+def all_gone(folder):
+    """Wait for the processes that serve a folder to end."""
+    deadline = time.monotonic() + 10
+    while (left := leftovers(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not left
+
+
+def kill_leftovers(folder):
+    for process in leftovers(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     for arguments in ((), ("--reload",)):
         with serving(tmp_path / "none", *arguments) as server:
             assert server.wait(START_S) == 2
-            assert "there is no" in server.stderr
+            assert server.stderr.startswith(f"error: there is no {tmp_path / 'none'}\n")
+
+
+def test_the_config_file_stands_for_its_folder(folder):
+    with serving(folder / "config.yaml", "--reload") as server:
+        server.wait_for(f"watching {folder} for changes")
+        with Client(server.address()) as client:
+            assert client.predict(name="Ada", method="greet") == "Hello, Ada!"
+        time.sleep(0.5)  # the watch begins after the first start
+        (folder / "model.py").write_text(MODEL.replace("Hello", "Goodbye"))
+        with Client(server.address(2)) as client:
+            assert client.predict(name="Ada", method="greet") == "Goodbye, Ada!"
+        assert server.end() == 0
+
+
+def test_a_watcher_that_is_killed_takes_the_server_along(folder):
+    with serving(folder, "--reload") as server:
+        server.address()
+        server.process.kill()
+        server.process.wait()
+        try:
+            assert all_gone(folder)
+        finally:
+            kill_leftovers(folder)
+            server.wait()
+        assert "stopped" in server.stderr, "it drained"
+
+
+def test_what_is_doubtful_is_said_before_the_model_is_served(folder):
+    (folder / "config.yaml").write_text(
+        "model: {id: greeter}\ndeployment: {scale_to_zero_after: 5m}\n"
+        "secrets: [{env_var: SURELY_NOT_SET, description: for the search}, {env_var: PATH}]\n"
+    )
+    with serving(folder) as server:
+        server.address()
+        server.end()
+    assert "warning: scale_to_zero_after has no effect while min_replicas is 1" in server.stderr
+    assert "config.yaml:2:" in server.stderr
+    assert "warning: the secret SURELY_NOT_SET is not set (for the search)\n" in server.stderr
+    assert "secret PATH" not in server.stderr
+    with serving(folder, "-q", "--json") as server:
+        server.wait_for_out("greeter")
+        server.end()
+    assert server.stderr == ""
+
+
+def test_a_hangup_drains_and_a_second_one_does_not_hurry(folder):
+    with serving(folder) as server, stub_of(server.address()) as stub:
+        running = call(stub, "slow", seconds=1.5)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("letting 1 running call end")
+        server.process.send_signal(signal.SIGHUP)
+        assert codec.decode(running.result(timeout=10).result) == "done"
+        assert server.wait() == 0
+        assert "stopped" in server.stderr
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(folder):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with serving(folder) as server:
+            address = server.address()
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.3)
+            with Client(address) as client:
+                assert client.predict(name="Ada", method="greet") == "Hello, Ada!"
+            assert server.end() == 0
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_threads_that_the_model_left_do_not_keep_the_process(folder):
+    write_load(
+        folder,
+        "def load(self):\n    import threading\n"
+        "    threading.Thread(target=time.sleep, args=(60,), name='feeder').start()\n"
+        "    print('buffered', end='')\n",
+    )
+    with serving(folder) as server:
+        server.address()
+        assert server.end() == 0
+        assert "the model's threads did not end and were left behind: feeder" in server.stderr
+        assert server.stdout == "buffered"
+
+
+def test_an_executor_that_the_model_left_is_ended_without_a_word(folder):
+    write_load(
+        folder,
+        "def load(self):\n    from concurrent.futures import ThreadPoolExecutor\n"
+        "    self.pool = ThreadPoolExecutor()\n    self.pool.submit(print, 'ready').result()\n",
+    )
+    with serving(folder) as server:
+        server.address()
+        assert server.end() == 0
+        assert "left behind" not in server.stderr
+
+
+@pytest.mark.parametrize(
+    "redirection", [">&- 2>&- <&-", ">&-", "2>&-", ">/dev/full 2>&1", "2>&1 | head -n 1", "--json | true"]
+)
+@pytest.mark.parametrize("option", ["", "--reload"])
+def test_nobody_has_to_read_the_output(folder, redirection, option):
+    write_load(folder, "def load(self):\n    print('from the model', flush=True)\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    modelkit = f"{sys.executable} -m modelkit serve {folder} --port {port} {option}"
+    shell = subprocess.Popen(
+        ["sh", "-c", f"{modelkit} {redirection}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            client.wait_ready(START_S)
+            for _ in range(3):
+                with contextlib.suppress(ModelkitError):
+                    client.predict(method="fail")  # which the log says
+            assert client.predict(name="Ada", method="greet") == "Hello, Ada!"
+        os.killpg(shell.pid, signal.SIGTERM)
+        shell.wait(10)
+        assert all_gone(folder)
+    finally:
+        kill_leftovers(folder)

@@ -1,6 +1,7 @@
 """The real server over a real channel: kinds of method, errors, cancellation, flow control, admission, drain."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import sys
@@ -480,6 +481,25 @@ async def test_items_before_an_error_arrive_before_it(name, code, fail_at):
         assert items == list(range(fail_at))
         assert caught.value.code() is code
         assert "secret" not in caught.value.details()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("name", ["double", "double_async"])
+async def test_answers_to_earlier_items_arrive_before_the_error_of_a_bad_one(name, at_once):
+    values = [codec.encode(value) for value in (1, 2, "x", 4)]
+    start = pb.StreamStart(method=name)
+    if at_once:
+        requests = [pb.StreamRequest(start=start, items=values, end=True)]
+    else:
+        requests = [pb.StreamRequest(start=start), *(pb.StreamRequest(items=[value]) for value in values)]
+    async with serving(Zoo) as peer:
+        call = peer.stub.Stream(iter(requests))
+        answers = []
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for message in call:
+                answers += [codec.decode(item) for item in message.items]
+        assert answers == [2, 4]
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("name", ["double", "double_async"])

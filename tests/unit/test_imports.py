@@ -4,10 +4,12 @@ import json
 import resource
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from modelkit.cli.app import VERBS
+from paths import ROOT
 
 HEAVY = {
     "docker",
@@ -78,3 +80,25 @@ def test_a_model_can_be_written_without_heavy_libraries():
 
 def test_the_client_is_ready_in_a_fifth_of_a_second():
     assert cpu_seconds("from modelkit import Client") - cpu_seconds("pass") < 0.2
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from importlib.metadata import EntryPoint
+sys.exit(EntryPoint("modelkit", sys.argv[1], "console_scripts").load()())
+"""
+
+
+def test_a_ctrl_c_while_the_command_is_imported_is_quiet():
+    command = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["modelkit"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, command], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -43,8 +44,17 @@ class Checkpoint(NamedTuple):
     value: str
 
 
+def _folder(text: str) -> Path:
+    """Read the folder's name; an empty one, of a variable that is not set, would mean the current folder."""
+    if not text.strip():
+        raise UsageError("the folder's name is empty", cure="give it a name; '.' is the current folder")
+    return Path(text)
+
+
 def command(
-    target: Annotated[Path, typer.Argument(metavar="NAME_OR_PATH", help="The folder to make.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="NAME_OR_PATH", help="The folder to make.", parser=_folder)
+    ],
     *,
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help="Run a language model on this engine.")
@@ -97,8 +107,7 @@ def scaffold(
     }
     files = _render(template, values) | {SCHEMA_FILE: json.dumps(json_schema(), indent=2) + "\n"}
     _refuse_overwriting(target, list(files), force=force)
-    for name, text in files.items():
-        _write(target / name, text)
+    _write(target, files)
     return list(files)
 
 
@@ -220,14 +229,22 @@ def _refuse_overwriting(target: Path, names: list[str], *, force: bool) -> None:
         )
 
 
-def _write(path: Path, text: str) -> None:
+def _write(target: Path, files: Mapping[str, str]) -> None:
+    """Write the files aside and move them into place: a full disk leaves what was there, and nothing else."""
+    shown = target
+    near = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():
-            path.unlink()  # replaced, not followed to a file elsewhere
-        path.write_text(text, encoding="utf-8")
+        with TemporaryDirectory(prefix=".modelkit-", dir=near) as staging:
+            for name, text in files.items():
+                shown, path = target / name, Path(staging) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            for name in files:
+                shown = target / name
+                shown.parent.mkdir(parents=True, exist_ok=True)
+                (Path(staging) / name).replace(shown)  # a link is replaced, not followed to a file elsewhere
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{shown} cannot be written: {error.strerror}") from error
 
 
 def _next_steps(target: Path, template: str) -> str:

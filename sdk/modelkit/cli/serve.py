@@ -5,17 +5,19 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from modelkit.cli import console
-from modelkit.config import Config, load_config
-from modelkit.errors import UsageError
+from modelkit.cli.streams import outlive_readers
+from modelkit.config import Config, check_config, find_config, load_config
+from modelkit.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from modelkit.model import Model
@@ -25,11 +27,12 @@ __all__ = ["command"]
 
 DEFAULT_PORT = 50051
 DEFAULT_HTTP_PORT = 8000
+THREADS_TIMEOUT_S = 2.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="The model folder.")] = Path(),
+    path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
     *,
     local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -83,10 +86,15 @@ def command(
 ) -> int:
     """Serve a model over gRPC and HTTP."""
     del local  # the only place there is; `--compute` will name others
+    outlive_readers()
+    # gRPC writes a line of its own about each fault that is reported here; must be set before it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if reload:
         return _reload(path)
+    _end_with_the_watcher()
     started = time.perf_counter()
-    config = load_config(path, environment=environment, overrides=overrides or ())
+    config = _config(path, environment, overrides or ())
+    path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
     progress = _Progress()
@@ -109,6 +117,7 @@ def command(
         model = open_model(path, config, progress.report)
     _configure_logging(log_format, path)
     _warn_if_open(options)
+    _warn_of_missing_secrets(config)
     server = _server(model, options, config)
     return _run(server, progress, lambda: _announce(server, config, started, as_json=as_json))
 
@@ -164,29 +173,60 @@ def _run(server: "Server", progress: _Progress, on_ready: Callable[[], None]) ->
     if num_stuck or not ready:
         # Threads that run the author's code cannot be stopped, and the interpreter would wait for them for ever.
         if num_stuck:
-            console.warning(f"{num_stuck} calls were still running in threads and were left behind")
-        sys.stdout.flush()
-        os._exit(code)
+            were = "call was" if num_stuck == 1 else "calls were"
+            console.warning(f"{num_stuck} {were} still running in threads and left behind")
+        _leave(code)
     console.info("stopped")
+    threading.Thread(target=_outlast_threads, args=(code,), daemon=True).start()
     return code
 
 
+def _outlast_threads(code: int) -> None:
+    """End the process, after its main thread, where threads that the model has started would keep it for ever."""
+    threading.main_thread().join()
+    deadline = time.monotonic() + THREADS_TIMEOUT_S
+    while left := [thread for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]:
+        if time.monotonic() > deadline:
+            names = ", ".join(thread.name for thread in left)
+            console.warning(
+                f"the model's threads did not end and were left behind: {names}",
+                cure="end them in the model's close, or start them with daemon=True",
+            )
+            _leave(code)
+        time.sleep(0.02)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once, whatever its threads do."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # the model may have put anything in their place
+            stream.flush()
+    os._exit(code)
+
+
 def _stop_on_signals(server: "Server", stop: asyncio.Event) -> None:
-    """The first SIGINT or SIGTERM drains, the second cancels what still runs."""
+    """The first SIGINT, SIGTERM or SIGHUP drains, the second cancels what still runs.
+
+    SIGHUP, for which nobody waits at the closed terminal, comes from the system and the shell both: it never hurries.
+    `nohup` has it ignored, and so it stays.
+    """
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
         if stop.is_set():
-            console.info("cancelling the calls that still run")
-            server.hurry()
+            if number != signal.SIGHUP:
+                console.info("cancelling the calls that still run")
+                server.hurry()
             return
         stop.set()
         num_running = server.predictor.gate.num_running
         if num_running:
-            console.info(f"letting {num_running} running calls end; once more cancels them")
+            calls, them = ("call", "it") if num_running == 1 else ("calls", "them")
+            console.info(f"letting {num_running} running {calls} end; once more cancels {them}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal, number)
 
 
 def _announce(server: "Server", config: Config, started: float, *, as_json: bool) -> None:
@@ -276,14 +316,46 @@ def _warn_if_open(options: "ServerOptions") -> None:
         )
 
 
+def _config(path: Path, environment: str | None, overrides: Sequence[str]) -> Config:
+    """Return the config of a folder, and show what is doubtful in it."""
+    config, problems = check_config(path, environment=environment, overrides=overrides)
+    if config is None:
+        raise ConfigError(problems)
+    if not console.is_quiet():
+        console.problems(problems)
+    return config
+
+
+def _warn_of_missing_secrets(config: Config) -> None:
+    for secret in config.secrets:
+        if not os.environ.get(secret.env_var):
+            purpose = f" ({secret.description})" if secret.description else ""
+            console.warning(
+                f"the secret {secret.env_var} is not set{purpose}", cure=f"export {secret.env_var}=..."
+            )
+
+
+def _end_with_the_watcher() -> None:
+    from modelkit.server.reload import WATCHER_VARIABLE, end_with_watcher
+
+    if WATCHER_VARIABLE in os.environ:
+        end_with_watcher()
+
+
 def _reload(path: Path) -> int:
     from modelkit.server.reload import serve_and_reload
 
-    if not path.is_dir():
-        raise UsageError(f"there is no folder {path}", cure="name a model folder")
+    if not path.exists():
+        load_config(path)  # which says so
+    model_dir = find_config(path).parent
     arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
     command_line = [sys.executable, "-m", "modelkit", *arguments]
-    console.info(f"watching {path} for changes")
+    console.info(f"watching {model_dir} for changes")
     return serve_and_reload(
-        command_line, path, lambda changed: console.info(f"{changed} changed, starting again")
+        command_line,
+        model_dir,
+        on_change=lambda changed: console.info(f"{changed} changed, starting again"),
+        on_end=lambda: console.info(
+            f"the server has ended; still watching {model_dir}, a change starts it again"
+        ),
     )

@@ -1,8 +1,10 @@
 """`modelkit init`: a folder that is valid at once, written without touching what was there."""
 
+import errno
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -143,6 +145,40 @@ def test_the_current_folder(here, monkeypatch):
     monkeypatch.chdir(here / "here")
     assert main(["init", "."]) == 0
     assert load_config(here / "here").model.id == "here"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(here, capsys, name):
+    assert main(["init", name]) == 2
+    assert "the folder's name is empty" in capsys.readouterr().err
+    assert written(here) == set()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_full_disk_leaves_nothing_behind(here, capsys, monkeypatch, force):
+    """The third file is where the disk is full; a folder to be replaced stays as it is."""
+    if force:
+        assert main(["init", "demo"]) == 0
+        (here / "demo" / "config.yaml").write_text("mine")
+    before = written(here)
+    write_text, num = Path.write_text, 0
+
+    def fill_up(self, *arguments, **options):
+        nonlocal num
+        num += 1
+        if num == 3:
+            write_text(self, "half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", fill_up)
+    assert main(["init", "demo", "--force"] if force else ["init", "demo"]) == 2
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert written(here) == before
+    if force:
+        assert (here / "demo" / "config.yaml").read_text() == "mine"
+    else:
+        assert not (here / "demo").exists()
 
 
 def test_nothing_is_overwritten(here, capsys):
