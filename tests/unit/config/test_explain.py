@@ -30,7 +30,7 @@ ID = "model: {id: x}\n"
         (
             ID + "engine: {name: [echo]}",
             "engine.name must be one word, not a list",
-            "write one of: vllm, sglang, lmdeploy, transformers, openai, echo",
+            "write one of: vllm, sglang, lmdeploy, tgi, transformers, openai, echo",
         ),
         (
             ID + "build: {python_version: 3.12}",
