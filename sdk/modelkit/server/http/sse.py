@@ -60,7 +60,8 @@ class EventWriter:
     async def put(self, data: bytes) -> None:
         """Write a framed event, now or with the next ones. Raises ConnectionError once the reader has gone."""
         if not (self._wrote_this_turn or self._flushing or self._protocol.writing_paused):
-            pass
+            self._wrote_this_turn = True
+            self._loop.call_soon(self._on_next_turn)
             await self._writer.write(data)
             return
         self._pending.append(data)
