@@ -34,6 +34,9 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # A name that no method can have: calls of methods that do not exist share one time series.
 _UNKNOWN: Final = "(unknown)"
 
+# Event loops count in milliseconds, so a timer may ring that much before its time by the clock.
+_TIMER_SLACK_S: Final = 0.005
+
 # Seconds. A unary call of a small model takes a millisecond, a long generation minutes.
 _CALL_BOUNDS: Final = (
     0.001,
@@ -158,7 +161,8 @@ class CallTimer:
             return error.grpc_status
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             remaining_s = self._request.time_remaining_s()
-            return "DEADLINE_EXCEEDED" if remaining_s == 0 else "CANCELLED"
+            is_late = remaining_s is not None and remaining_s < _TIMER_SLACK_S
+            return "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
         return "INTERNAL"
 
 
