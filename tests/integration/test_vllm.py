@@ -369,13 +369,13 @@ async def test_cancelling_half_of_the_streams_ends_them_in_the_engine(served, cl
     for task in tasks[::2]:
         task.cancel()
     cancelled_at = time.monotonic()
-    await wait_until(half_run, 5)
+    await wait_until(half_run, 10)
     took_s = time.monotonic() - cancelled_at
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(result, asyncio.CancelledError) for result in results] == [True, False] * (
         num_streams // 2
     )
-    assert took_s < 2
+    assert took_s < 10
 
 
 # ------------------------------------------------------------------------------------------------------ life and death
