@@ -8,11 +8,14 @@ RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 BENCH  ?= $(wildcard benchmarks/*.py)
 
+# Where the tests' engines are kept.
+ENGINES := $(CURDIR)/.cache/engines
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types imports protos-check docs-check unit format protos docs bench venv clean
+.PHONY: help demo test lint types imports protos-check docs-check unit engine-env format protos docs bench venv clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +43,11 @@ protos-check: $(DEV) ## proto/ is clean and the generated stubs are fresh
 docs-check: $(DEV) ## docs/ and the JSON schema are what the config models say
 	$(BIN)/python scripts/generate_config_docs.py --check
 
-unit: $(DEV) ## pytest; choose with ARGS="tests/unit -k codec"
-	$(BIN)/python -m pytest $(ARGS)
+unit: $(DEV) ## pytest; choose with ARGS="tests/unit -k codec" (tests of vLLM need `make engine-env` once)
+	MODELKIT_TEST_VLLM_PYTHON="$$(ls $(ENGINES)/vllm-*/bin/python 2>/dev/null | tail -n 1)" $(BIN)/python -m pytest $(ARGS)
+
+engine-env: $(DEV) ## install vLLM into .cache/engines, for the tests that serve with it (2 GB)
+	MODELKIT_ENGINES_DIR=$(ENGINES) $(BIN)/modelkit engines install vllm
 
 format: $(DEV) ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix

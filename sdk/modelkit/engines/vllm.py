@@ -7,6 +7,7 @@ from typing import ClassVar
 from modelkit.engines.child import ChildEngine, room_by_tokenizer
 from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, flag, json_flag, pairs, switch
+from modelkit.engines.machine import has_nvidia_gpu
 
 __all__ = ["VllmEngine"]
 
@@ -49,6 +50,13 @@ class VllmEngine(ChildEngine):
             *("--model", str(self.checkpoint_dir), "--served-model-name", self.served_name),
             *("--host", "127.0.0.1", "--port", str(port)),
         ]
+
+    def arguments(self) -> list[str]:
+        """On a CPU, `auto` is float32: bfloat16 is slower there, and its kernels end many a virtual machine's process."""
+        arguments = super().arguments()
+        if self.config.dtype == "auto" and not has_nvidia_gpu():
+            arguments += ["--dtype", "float32"]
+        return arguments
 
     def environment(self) -> Mapping[str, str]:
         """Return the environment: no usage reports."""
