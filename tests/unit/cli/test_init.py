@@ -214,13 +214,21 @@ def test_other_files_are_not_in_the_way(here):
 @pytest.mark.parametrize(
     ("arguments", "message", "cure"),
     [
-        (["--engine", "tensorrt"], "no template for the engine 'tensorrt'", "there are: lmdeploy, openai, python"),
+        (
+            ["--engine", "tensorrt"],
+            "no template for the engine 'tensorrt'",
+            "there are: lmdeploy, openai, python",
+        ),
         (
             ["--engine", "transformer"],
             "no template for the engine 'transformer'",
             "did you mean 'transformers'?",
         ),
-        (["--engine", "python"], "no template for the engine 'python'", "there are: lmdeploy, openai, python"),
+        (
+            ["--engine", "python"],
+            "no template for the engine 'python'",
+            "there are: lmdeploy, openai, python",
+        ),
         (["--template", "pyton"], "no template for the name 'pyton'", "did you mean 'python'?"),
         (["--template", "../x"], "no template for the name '../x'", "there are: lmdeploy, openai, python"),
         (["--template", "python", "--engine", "transformers"], "are two templates", "give one of the two"),
