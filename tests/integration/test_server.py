@@ -891,3 +891,18 @@ async def test_ten_thousand_calls_leave_nothing_behind():
         await eventually(lambda: all(now <= then + 2 for now, then in zip(leftovers(), before, strict=True)))
         assert peer.server.predictor.gate.num_running == 0
         assert not peer.server.predictor._running_threads
+
+
+async def test_a_model_that_says_it_cannot_answer_is_unavailable_until_it_can():
+    async with serving(Zoo) as peer:
+        model = peer.server.predictor.model
+        type(model).unready_reason = property(lambda _: "the engine is down")
+        try:
+            assert (await peer.stub.Describe(pb.DescribeRequest())).state == pb.MODEL_STATE_UNAVAILABLE
+            with pytest.raises(grpc.aio.AioRpcError, match="the engine is down") as caught:
+                await peer.predict("unary", text="x")
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert details_of(caught.value)["ErrorInfo"].metadata["executed"] == "false"
+        finally:
+            del type(model).unready_reason
+        assert await peer.predict("unary", text="x") == "x"

@@ -58,7 +58,7 @@ class Predictor:
     def __init__(self, model: Model, *, max_concurrency: int = 128, max_queue: int = 1024) -> None:
         self.model = model
         self.signatures: Mapping[str, Signature] = read_signatures(type(model))
-        self.state = State.LOADING
+        self._state = State.LOADING
         self.gate = Gate(max_concurrency, max_queue)
         self.metrics = CallMetrics(self.signatures)
         # A thread per running call and no more: the gate is the only queue.
@@ -74,27 +74,34 @@ class Predictor:
         try:
             await self._call_hook(self.model.load)
         except ModelkitError:
-            self.state = State.FAILED
+            self._state = State.FAILED
             raise
         except (Exception, SystemExit) as error:  # author's code may raise anything
-            self.state = State.FAILED
+            self._state = State.FAILED
             _log.exception("%s.load failed", type(self.model).__name__)
             raise LoadError(
                 f"{type(self.model).__name__}.load raised {type(error).__name__}: {error}",
                 cure="the traceback is in the log above; mend load in model.py",
             ) from error
-        self.state = State.READY
+        self._state = State.READY
+
+    @property
+    def state(self) -> State:
+        """Where the model is in its life: unavailable where it has loaded but says that it cannot answer now."""
+        if self._state is State.READY and self.model.unready_reason:
+            return State.UNAVAILABLE
+        return self._state
 
     def unready_reason(self) -> str:
         """Say why calls are not taken now, "" where they are."""
-        if self.state is not State.READY:
-            return f"the model is {self.state}"
+        if self._state is not State.READY:
+            return f"the model is {self._state}"
         return self.model.unready_reason
 
     def drain(self) -> None:
         """Refuse new calls from now on; the ones that run go on."""
-        if self.state is State.READY:
-            self.state = State.DRAINING
+        if self._state is State.READY:
+            self._state = State.DRAINING
 
     async def close(self, timeout_s: float = 10.0) -> int:
         """Close the model once its cancelled calls have ended. Returns how many threads nothing could stop."""
@@ -193,7 +200,7 @@ class Predictor:
     def _find(self, name: str, kind: MethodKind) -> Signature:
         reason = self.unready_reason()
         if reason:
-            cure = "wait until the server is ready" if self.state in (State.LOADING, State.READY) else ""
+            cure = "wait until the server is ready" if self.state in (State.LOADING, State.UNAVAILABLE) else ""
             raise UnavailableError(reason, cure=cure, retry_after_s=1.0, executed=False)
         signature = self.signatures.get(name)
         if signature is None:
