@@ -7,6 +7,7 @@ exit code of its own. A verb with parts, `modelkit engines install`, has them in
 then what it does without one.
 """
 
+import errno
 import inspect
 import os
 import sys
@@ -25,6 +26,7 @@ from modelkit.errors import ModelkitError, UsageError, closest
 __all__ = ["VERBS", "Verb", "main"]
 
 EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h: the fault is modelkit's, not the caller's
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
 
@@ -58,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.configure(quiet=False, verbose=bool(os.environ.get("MODELKIT_DEBUG")))
     try:
         code = _run(arguments)
-        sys.stdout.flush()  # here, where a closed pipe can still be handled
     except ModelkitError as error:
+        if isinstance(error, console.OutputError):
+            _discard_stdout()
         console.error(error)
         return error.exit_code
     except KeyboardInterrupt:
@@ -78,12 +81,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         command = typer.main.get_command(_app)
         result = command.main(arguments, prog_name="modelkit", standalone_mode=False)
+        _flush()  # here, where a closed pipe can still be handled
     except typer.TyperException as error:
         raise _usage_error(error) from None
     except typer.Abort:
         raise KeyboardInterrupt from None
     except SystemExit as leave:  # the shell's completion, and a pipe closed by its reader
         return leave.code if isinstance(leave.code, int) else 0
+    except OSError as error:
+        if error.filename is None and error.errno in _UNWRITABLE:
+            raise console.OutputError(error.strerror or str(error)) from error
+        raise
     return result if isinstance(result, int) else 0
 
 
@@ -95,9 +103,15 @@ def _usage_error(error: typer.TyperException) -> UsageError:
     return UsageError(message[:1].lower() + message[1:], cure=f"see `{path} --help`")
 
 
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
 def _discard_stdout() -> None:
     """Send what is left to nowhere: the reader closed the pipe, and the interpreter would complain at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Verbs(TyperGroup):

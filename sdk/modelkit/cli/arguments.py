@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from modelkit.errors import UsageError, closest
 if TYPE_CHECKING:
     from modelkit.client import ArgumentDescription, MethodDescription, TypeDescription
 
-__all__ = ["parse_json_arguments", "parse_pairs", "parse_value", "text_argument"]
+__all__ = ["parse_json_arguments", "parse_pairs", "parse_value", "stdin_lines", "stdin_text", "text_argument"]
 
 _MEDIA: dict[str, type[Media]] = {"image": Image, "audio": Audio, "video": Video}
 _TEXT_KINDS = ("string", "text")
@@ -39,9 +40,11 @@ def parse_pairs(method: "MethodDescription", pairs: Iterable[str]) -> dict[str, 
 
 def parse_json_arguments(source: str) -> dict[str, Any]:
     """Read `{...}`, `@file` or `@-` (stdin) as the arguments by name. Raises UsageError."""
-    text = _read_file(source[1:]).decode() if source.startswith("@") else source
+    text = _decode(_read_file(source[1:]), source[1:]) if source.startswith("@") else source
     try:
         arguments = json.loads(text)
+    except RecursionError:
+        raise UsageError("--json is nested too deep to be read", cure="give it fewer levels") from None
     except ValueError as error:
         raise UsageError(
             f"--json is not JSON: {error}", cure="""write --json '{"name": "value"}'"""
@@ -62,6 +65,24 @@ def parse_value(argument: "ArgumentDescription", text: str) -> Any:
         return _parse(argument.type, text)
     except ValueError as error:
         raise UsageError(f"{argument.name}: {error}", cure=f"its type is {argument.type}") from error
+
+
+def stdin_text() -> str:
+    """Return all of stdin. Raises UsageError where it is closed or is not text."""
+    return _decode(_read_file("-"), "-")
+
+
+def stdin_lines() -> Iterator[str]:
+    """Iterate over the lines of stdin as they come. Raises UsageError where it is closed or is not text."""
+    lines = _stdin()
+    while True:
+        try:
+            line = lines.readline()
+        except UnicodeDecodeError as error:
+            raise _not_text("-", error) from error
+        if not line:
+            return
+        yield line.rstrip("\r\n")
 
 
 def _find(method: "MethodDescription", name: str) -> "ArgumentDescription":
@@ -104,7 +125,7 @@ def _parse_file(wanted: "TypeDescription", name: str) -> Any:
         return _tensor(name, data)
     if "bytes" in kinds:
         return data
-    return _parse_text(wanted, data.decode())
+    return _parse_text(wanted, _decode(data, name))
 
 
 def _parse_text(wanted: "TypeDescription", text: str) -> Any:
@@ -164,6 +185,8 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 def _json(wanted: "TypeDescription", text: str) -> Any:
     try:
         value = json.loads(text)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deep to be read") from None
     except ValueError:
         if wanted.kind == "any":
             return text
@@ -194,13 +217,40 @@ def _tensor(name: str, data: bytes) -> Tensor:
 
 def _read_file(name: str) -> bytes:
     if name == "-":
-        return sys.stdin.buffer.read()
+        return bytes(_stdin().buffer.read())
     try:
         return Path(name).expanduser().read_bytes()
     except OSError as error:
         raise UsageError(
             f"cannot read '{name}': {error.strerror}", cure="write @FILE with a file that exists"
         ) from error
+    except RuntimeError as error:  # ~name, where nobody has that name
+        raise UsageError(
+            f"cannot read '{name}': there is no such user",
+            cure="write @./~FILE for a file that begins with ~",
+        ) from error
+
+
+def _stdin() -> TextIOWrapper:
+    # None in a process that was started with stdin closed
+    if not isinstance(sys.stdin, TextIOWrapper):
+        raise UsageError("stdin is closed, so nothing can be read from it", cure="pipe something in")
+    return sys.stdin
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _not_text(name, error) from error
+
+
+def _not_text(name: str, error: UnicodeDecodeError) -> UsageError:
+    what = "stdin" if name == "-" else f"'{name}'"
+    return UsageError(
+        f"{what} is not UTF-8 text: byte {error.object[error.start]:#04x}",
+        cure="give text in UTF-8; -i NAME=@FILE sends a file to an argument that takes bytes or media",
+    )
 
 
 def _takes_text(wanted: "TypeDescription") -> bool:

@@ -17,6 +17,7 @@ from modelkit.errors import CallError, ConfigError, InternalError, ModelkitError
 
 __all__ = [
     "Format",
+    "OutputError",
     "configure",
     "error",
     "info",
@@ -46,6 +47,18 @@ _STYLES = {
     "blue": "1;34",
     "cyan": "36",
 }
+
+
+_CLOSED = "stdout is closed"
+
+
+class OutputError(ModelkitError):
+    """The result cannot be written where stdout goes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"cannot write the result: {reason}", cure="see where stdout goes: a full disk, a closed file"
+        )
 
 
 @dataclass(slots=True)
@@ -82,8 +95,15 @@ def is_interactive() -> bool:
 
 def result(text: str, *, end: str = "\n") -> None:
     """Print a result on stdout, at once: what a script reads, or a person waits for."""
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    if sys.stdout is None:  # closed before this process began
+        raise OutputError(_CLOSED)
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from error
 
 
 def json(value: Any) -> None:
@@ -186,15 +206,17 @@ def has_color(stream: TextIO) -> bool:
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _is_terminal(stream)
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    return not stream.closed and stream.isatty()
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _note(text: str) -> None:
     # A result that is still buffered was written earlier and should be read earlier.
-    sys.stdout.flush()
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def _help(cure: str) -> None:

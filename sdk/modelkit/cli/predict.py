@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.arguments import parse_json_arguments, parse_pairs, parse_value, text_argument
+from modelkit.cli.arguments import (
+    parse_json_arguments,
+    parse_pairs,
+    parse_value,
+    stdin_lines,
+    stdin_text,
+    text_argument,
+)
 from modelkit.cli.remote import Address, ApiKeyEnv, CaPath, Tls, connect
 from modelkit.cli.values import plain, render, save_value
 from modelkit.datatypes import Text
@@ -111,7 +118,7 @@ def _read_arguments(
     arguments = {**(parse_json_arguments(json) if json else {}), **parse_pairs(method, inputs)}
     streamed = method.streamed_argument
     if streamed is not None:
-        items = [text] if text not in {None, "-"} else (line.rstrip("\r\n") for line in sys.stdin)
+        items = [text] if text not in {None, "-"} else stdin_lines()
         bind(method, (), {**arguments, streamed.name: items})
         return arguments, (parse_value(streamed, item) for item in items)
     target = text_argument(method)
@@ -128,9 +135,9 @@ def _read_arguments(
 
 def _read_stdin(*, asked_for: bool) -> str | None:
     """Return the text of a pipe, without the newline that `echo` adds; of a terminal only when it is asked for."""
-    if not asked_for and sys.stdin.isatty():
+    if not asked_for and (sys.stdin is None or sys.stdin.isatty()):
         return None
-    text = sys.stdin.read().removesuffix("\n")
+    text = stdin_text().replace("\r\n", "\n").removesuffix("\n")
     return text if text or asked_for else None
 
 

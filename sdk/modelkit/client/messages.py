@@ -66,6 +66,8 @@ class Invocation:
             return cls(method, encode_arguments(arguments), metadata)
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(str(error)) from error
+        except RecursionError:
+            raise InvalidArgumentError("an argument is nested too deep to be sent") from None
 
     def predict_request(self) -> pb.PredictRequest:
         """Build the request of a unary method."""

@@ -103,7 +103,8 @@ def predict(server, monkeypatch, capsys):
             def isatty(self):
                 return stdin is None
 
-        monkeypatch.setattr("sys.stdin", Stdin(io.BytesIO(stdin.encode() if stdin else b"")))
+        data = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        monkeypatch.setattr("sys.stdin", Stdin(io.BytesIO(data)))
         code = main(["predict", "--address", server.address, *arguments])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
@@ -236,6 +237,58 @@ def test_mistakes_are_explained_before_anything_is_sent(predict, arguments, mess
     assert out == ""
     assert message in err
     assert "help: " in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["--json", "@-"], b"\xff\x00", "stdin is not UTF-8 text: byte 0xff"),
+        (["-"], b"a\xff", "stdin is not UTF-8 text: byte 0xff"),
+        (["--json", "[" * 100_000], None, "--json is nested too deep"),
+        (["-m", "types", "-i", "anything=" + "[" * 100_000], None, "nested too deep"),
+        (["-m", "picture", "-i", "image=@~nobody-here/x"], None, "there is no such user"),
+        (["-i", "prompt=@{folder}/binary"], None, "is not UTF-8 text"),
+        (["--json", "@{folder}/binary"], None, "is not UTF-8 text"),
+    ],
+)
+def test_unreadable_input_is_exit_code_2(predict, tmp_path, arguments, stdin, message):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    code, out, err = predict(*(word.replace("{folder}", str(tmp_path)) for word in arguments), stdin=stdin)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "unexpected" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "message"),
+    [
+        (["predict"], "<&-", None, "'prompt' is missing"),
+        (["predict", "-"], "<&-", 2, "stdin is closed"),
+        (["predict", "hi"], ">&-", 1, "cannot write the result: stdout is closed"),
+        (["predict", "hi"], ">/dev/full", 1, "cannot write the result: No space left"),
+        (["describe"], ">/dev/full", 1, "cannot write the result: No space left"),
+    ],
+)
+def test_streams_that_cannot_be_used(server, arguments, redirection, code, message):
+    words = [sys.executable, "-m", "modelkit", *arguments, "--address", server.address]
+    process = subprocess.run(
+        ["bash", "-c", f'"$@" {redirection}', "bash", *words], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert process.returncode == (code or process.returncode)
+    assert message in process.stderr
+    assert process.stderr.count("error: ") == 1
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", ">&- 2>&-"])
+def test_help_that_cannot_be_written_is_no_bug(redirection):
+    words = [sys.executable, "-m", "modelkit", "--help"]
+    process = subprocess.run(
+        ["bash", "-c", f'"$@" {redirection}', "bash", *words], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert process.returncode in {0, 1}
+    assert "Traceback" not in process.stderr
+    assert "bug" not in process.stderr
 
 
 def test_no_server_is_exit_code_1(capsys):
