@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,10 +22,18 @@ from modelkit.cli.arguments import (
 from modelkit.cli.remote import Address, ApiKeyEnv, CaPath, Tls, connect
 from modelkit.cli.values import plain, render, save_value
 from modelkit.datatypes import Text
-from modelkit.errors import UsageError
+from modelkit.errors import InvalidArgumentError, MethodNotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from modelkit.client import Client, MethodDescription, ModelDescription, Response, Stream, Usage
+    from modelkit.client import (
+        ArgumentDescription,
+        Client,
+        MethodDescription,
+        ModelDescription,
+        Response,
+        Stream,
+        Usage,
+    )
 
 __all__ = ["command"]
 
@@ -80,14 +89,18 @@ def command(
         if wait is not None:
             with console.status(f"waiting for {client.address}"):
                 client.wait_ready(wait)
-        described = choose_method(client.describe(timeout_s=timeout), method, stream=stream)
-        arguments, items = _read_arguments(described, text, inputs or [], json)
-        answer = _Answer(described, stream=stream and output == "text", save=save)
-        _call(client, described, arguments, items, timeout, answer)
+        model = client.describe(timeout_s=timeout)
+        with _found_before_sending():
+            described = choose_method(model, method, stream=stream)
+            arguments, items = _read_arguments(described, text, inputs or [], json)
+            answer = _Answer(described, stream=stream and output == "text", save=save)
+            _call(client, described, arguments, items, timeout, answer)
         if output == "json":
             console.json(answer.as_json())
         else:
             answer.finish()
+        if items.error is not None:  # last, so that the answers to what came before are printed
+            raise items.error
 
 
 def choose_method(model: "ModelDescription", name: str | None, *, stream: bool) -> "MethodDescription":
@@ -109,18 +122,57 @@ def choose_method(model: "ModelDescription", name: str | None, *, stream: bool) 
     )
 
 
+class _Items:
+    """The items of a streamed argument. A bad one ends them, so that the model answers those before it."""
+
+    def __init__(self, argument: "ArgumentDescription | None" = None, texts: Iterable[str] = ()) -> None:
+        self._argument = argument
+        self._texts = texts
+        self.error: UsageError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        from modelkit.codec import encode
+
+        if self._argument is None:
+            return
+        try:
+            for text in self._texts:
+                value = parse_value(self._argument, text)
+                encode(value)  # raises for what cannot be sent
+                yield value
+        except UsageError as error:
+            self.error = error
+        except (TypeError, ValueError, RecursionError) as error:
+            self.error = UsageError(
+                f"{self._argument.name}: {error}", cure=f"its type is {self._argument.type}"
+            )
+
+
+@contextmanager
+def _found_before_sending() -> Iterator[None]:
+    """Make a usage error of what the client refused to send: only a call that was sent has a request id."""
+    try:
+        yield
+    except (InvalidArgumentError, MethodNotFoundError) as error:
+        if error.request_id:
+            raise
+        violations = "".join(f"\n  {each.field}: {each.description}" for each in error.violations)
+        cure = error.cure or "`modelkit describe` shows what each method takes"
+        raise UsageError(error.message + violations, cure=cure) from error
+
+
 def _read_arguments(
     method: "MethodDescription", text: str | None, inputs: list[str], json: str | None
-) -> tuple[dict[str, Any], Iterable[Any]]:
+) -> tuple[dict[str, Any], _Items]:
     """Return the arguments by name and the items of the streamed one, checked against the signature."""
     from modelkit.client.binding import bind
 
-    arguments = {**(parse_json_arguments(json) if json else {}), **parse_pairs(method, inputs)}
+    arguments = {**(parse_json_arguments(json) if json is not None else {}), **parse_pairs(method, inputs)}
     streamed = method.streamed_argument
     if streamed is not None:
-        items = [text] if text not in {None, "-"} else stdin_lines()
+        items = [text] if text is not None and text != "-" else stdin_lines()
         bind(method, (), {**arguments, streamed.name: items})
-        return arguments, (parse_value(streamed, item) for item in items)
+        return arguments, _Items(streamed, items)
     target = text_argument(method)
     if text == "-" or (text is None and target is not None and not arguments):
         text = _read_stdin(asked_for=text == "-")
@@ -129,8 +181,13 @@ def _read_arguments(
             raise UsageError(
                 f"{method.name} has no argument for a text", cure=f"{method.hint}; write -i NAME=VALUE"
             )
+        if target.name in arguments:
+            raise UsageError(
+                f"{target.name} is given twice: as TEXT and by name",
+                cure=f"leave TEXT out, or {target.name} out of -i and --json",
+            )
         arguments = {target.name: text, **arguments}
-    return bind(method, (), arguments), ()
+    return bind(method, (), arguments), _Items()
 
 
 def _read_stdin(*, asked_for: bool) -> str | None:
