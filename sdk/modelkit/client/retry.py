@@ -3,10 +3,14 @@
 import random
 import time
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
-from modelkit.errors import CallError, UnavailableError
+from modelkit.errors import CallError, UnavailableError, UsageError
 
-__all__ = ["Attempts", "Deadline", "RetryPolicy"]
+__all__ = ["Attempts", "Deadline", "RetryPolicy", "checked_timeout"]
+
+_FOREVER_S = 10 * 365 * 86_400.0  # longer than any call; the clocks of gRPC overflow not far beyond
 
 _JITTER = 0.2  # spread of the backoff, as in gRPC's own retry design (proposal A6), so that callers do not march in step
 
@@ -42,14 +46,29 @@ class RetryPolicy:
         return backoff * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - spreads load, hides nothing
 
 
+def checked_timeout(timeout_s: Any) -> float | None:
+    """Return the seconds to wait, None for ever. Raises UsageError for what is no time to wait."""
+    if timeout_s is None:
+        return None
+    if not isinstance(timeout_s, Real) or isinstance(timeout_s, bool) or not timeout_s >= 0:
+        raise UsageError(
+            f"the timeout {timeout_s!r} is not a number of seconds from 0 up",
+            cure="give seconds, such as 2.5; none, or infinity, waits without end",
+        )
+    return None if timeout_s > _FOREVER_S else float(timeout_s)
+
+
 class Deadline:
-    """The moment a whole call must be done by; `timeout_s` None means never."""
+    """The moment a whole call must be done by; `timeout_s` None means never, as does infinity.
+
+    Raises UsageError for what is no time to wait.
+    """
 
     __slots__ = ("_at", "timeout_s")
 
     def __init__(self, timeout_s: float | None) -> None:
-        self.timeout_s = timeout_s
-        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+        self.timeout_s = checked_timeout(timeout_s)
+        self._at = None if self.timeout_s is None else time.monotonic() + self.timeout_s
 
     def remaining_s(self) -> float | None:
         """Return the seconds left, never below 0; None where there is no end."""

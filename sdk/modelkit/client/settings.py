@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from modelkit.client.retry import RetryPolicy
+from modelkit.client.retry import RetryPolicy, checked_timeout
 from modelkit.errors import UsageError
 
 __all__ = ["ADDRESS_ENV", "API_KEY_ENV", "DEFAULT_ADDRESS", "TLS", "Settings"]
@@ -77,7 +77,7 @@ class Settings:
             )
         return cls(
             address=target,
-            timeout_s=timeout_s,
+            timeout_s=checked_timeout(timeout_s),
             api_key=key or None,
             tls=security,
             retry=retry,

@@ -14,6 +14,7 @@ from modelkit.errors import (
     InternalError,
     OverloadedError,
     UnavailableError,
+    UsageError,
 )
 from unit.client.scripted_server import Relay, free_port, running
 
@@ -264,3 +265,24 @@ def test_a_bidirectional_call_waits_for_a_server_that_is_just_starting():
             caller.join()
     assert answers == ["a", "end"]
     assert taken == ["a"]
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e10, 1e12, 1e300])
+def test_a_timeout_longer_than_any_call_is_none(server, timeout_s):
+    with Client(server.address, timeout_s=timeout_s) as client:
+        assert client.predict(a=1) == {"a": 1}
+        assert client.predict(a=1, timeout_s=timeout_s) == {"a": 1}
+        client.wait_ready(timeout_s)
+
+
+def test_a_timeout_of_years_is_kept(server):
+    with Client(server.address, timeout_s=3e8) as client:
+        assert client.predict(a=1) == {"a": 1}
+
+
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), "5", True])
+def test_what_is_no_time_to_wait_is_refused(client, server, timeout_s):
+    with pytest.raises(UsageError, match="is not a number of seconds"):
+        Client(server.address, timeout_s=timeout_s)
+    with pytest.raises(UsageError, match="is not a number of seconds"):
+        client.predict(a=1, timeout_s=timeout_s)
