@@ -1,9 +1,9 @@
 """When a failed call is tried again, and how long a call may take with all its tries. No transport, no clock to wait on."""
 
+import math
 import random
 import time
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from modelkit.errors import CallError, UnavailableError, UsageError
@@ -50,12 +50,16 @@ def checked_timeout(timeout_s: Any) -> float | None:
     """Return the seconds to wait, None for ever. Raises UsageError for what is no time to wait."""
     if timeout_s is None:
         return None
-    if not isinstance(timeout_s, Real) or isinstance(timeout_s, bool) or not timeout_s >= 0:
+    try:
+        seconds = math.nan if isinstance(timeout_s, (bool, str, bytes)) else float(timeout_s)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not seconds >= 0:
         raise UsageError(
             f"the timeout {timeout_s!r} is not a number of seconds from 0 up",
             cure="give seconds, such as 2.5; none, or infinity, waits without end",
         )
-    return None if timeout_s > _FOREVER_S else float(timeout_s)
+    return None if seconds > _FOREVER_S else seconds
 
 
 class Deadline:
