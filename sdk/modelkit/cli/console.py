@@ -20,6 +20,7 @@ __all__ = [
     "OutputError",
     "configure",
     "error",
+    "harmless",
     "info",
     "is_interactive",
     "is_quiet",
@@ -135,7 +136,7 @@ def error(failure: ModelkitError) -> None:
     if isinstance(failure, ConfigError) and failure.problems:
         problems(failure.problems)
         return
-    _note(f"{paint('error', 'red')}: {failure.message}")
+    _note(f"{paint('error', 'red')}: {harmless(failure.message)}")
     if isinstance(failure, CallError):
         for violation in failure.violations:
             if violation.description not in failure.message:
@@ -194,6 +195,20 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
     else:
         with _spinner(text) as change:
             yield change
+
+
+def harmless(text: str, stream: TextIO | None = None) -> str:
+    """Replace the control characters of a foreign text where `stream` (stderr by default) is a terminal.
+
+    They could move the cursor or worse; newlines and tabs stay.
+    """
+    if not _is_terminal(stream or sys.stderr):
+        return text
+    return "".join("\ufffd" if _is_control(character) else character for character in text)
+
+
+def _is_control(character: str) -> bool:
+    return character not in "\n\t" and (character < " " or "\x7f" <= character <= "\x9f")
 
 
 def paint(text: str, style: str, stream: TextIO | None = None) -> str:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+MIN_WINDOW_S = 0.05  # what came in less came together, and the time between is that of the transport
+
 
 def command(
     text: Annotated[
@@ -287,22 +289,28 @@ class _Answer:
         """The whole result: the value of a unary method, the joined text of a stream, or the list of its items."""
         if self.method.kind == "unary":
             return self.items[0]
-        if (
-            self.method.kind == "server_stream"
-            and self.items
-            and all(isinstance(i, (str, Text)) for i in self.items)
-        ):
+        if self.items and all(map(self._joins, self.items)):
             return "".join(map(str, self.items))
         return self.items
 
+    @property
+    def _measures_decoding(self) -> bool:
+        """Whether tokens came after the first ones, over a time that says how fast the model writes."""
+        tokens = self.usage.output_tokens if self.usage else 0
+        return tokens > self.first_tokens and self.arrivals[-1] - self.arrivals[0] >= MIN_WINDOW_S
+
     def timing(self) -> dict[str, float | None]:
-        """Return the measured times; rates leave out the wait for the first token."""
+        """Return the measured times.
+
+        Rates leave out the wait for the first token where what followed took long enough to be measured; else the
+        rate of tokens is that of the whole answer, and there is none of chunks.
+        """
         ttft_s = self.arrivals[0] - self.started_at if self.arrivals else None
         streaming_s = self.arrivals[-1] - self.arrivals[0] if self.arrivals else 0.0
         tokens = self.usage.output_tokens if self.usage else 0
         total_s = self.ended_at - self.started_at
         rate: float | None = None
-        if tokens > self.first_tokens and streaming_s > 0:
+        if self._measures_decoding:
             rate = (tokens - self.first_tokens) / streaming_s
         elif tokens and total_s > 0:
             rate = tokens / total_s
@@ -310,7 +318,9 @@ class _Answer:
             "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 1),
             "total_ms": round(total_s * 1000, 1),
             "output_tokens_per_s": None if rate is None else round(rate, 1),
-            "chunks_per_s": round((len(self.arrivals) - 1) / streaming_s, 1) if streaming_s > 0 else None,
+            "chunks_per_s": round((len(self.arrivals) - 1) / streaming_s, 1)
+            if streaming_s >= MIN_WINDOW_S
+            else None,
         }
 
     def summary(self) -> str:
@@ -327,7 +337,8 @@ class _Answer:
         else:
             parts.append(f"{timing['total_ms']:.0f} ms")
         if timing["output_tokens_per_s"]:
-            parts.append(f"{timing['output_tokens_per_s']:,.1f} tokens/s")
+            whole = "" if self._measures_decoding else " overall"
+            parts.append(f"{timing['output_tokens_per_s']:,.1f} tokens/s{whole}")
         elif timing["chunks_per_s"]:
             parts.append(f"{timing['chunks_per_s']:,.1f} chunks/s")
         return " · ".join([*parts, f"finish: {self.finish_reason}"] if self.finish_reason else parts)
@@ -345,10 +356,16 @@ class _Answer:
             "timing": self.timing(),
         }
 
+    def _joins(self, item: Any) -> bool:
+        """Tell whether an item is a piece of one text."""
+        # The items of an OpenAI answer are JSON documents, one for each chunk.
+        pieces = self.method.kind == "server_stream" and self.method.name != "openai_stream_transport"
+        return pieces and isinstance(item, (str, Text))
+
     def _print(self, item: Any) -> None:
         """Print a piece: text as it is, so that pieces join; anything else as JSON on lines of its own."""
-        joins = self.method.kind == "server_stream" and isinstance(item, (str, Text))
-        text = render(item)
+        joins = self._joins(item)
+        text = console.harmless(render(item), sys.stdout)
         if text:
             console.result(text, end="" if joins else "\n")
             self._line_open = joins and not text.endswith("\n")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,18 @@ def render(value: Any) -> str:
         return str(value)
     if isinstance(value, (bytes, Media, Tensor)):
         return f"<{_describe(value)}; --save FILE writes it to a file>"
+    if isinstance(value, float):
+        return str(value) if not isfinite(value) else json.dumps(value)
     return json.dumps(plain(value), indent=2, ensure_ascii=False)
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: bytes, media and tensors as an object with their bytes in base64."""
+    """Return a value as JSON has it: bytes, media and tensors as an object with their bytes in base64.
+
+    NaN and infinity, which JSON lacks, are null.
+    """
+    if isinstance(value, float) and not isfinite(value):
+        return None
     if isinstance(value, Text):
         return value.text
     if isinstance(value, (bytes, Media, Tensor)):

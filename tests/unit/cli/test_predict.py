@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from modelkit import Image, Model, Tensor, Text, method
+from modelkit.cli import console
+from modelkit.cli import predict as predict_module
 from modelkit.cli.app import main
 from modelkit.cli.arguments import parse_pairs, parse_value
 from modelkit.cli.predict import choose_method
-from modelkit.client import ArgumentDescription, MethodDescription, ModelDescription, TypeDescription
+from modelkit.client import ArgumentDescription, MethodDescription, ModelDescription, TypeDescription, Usage
 from modelkit.errors import UsageError
 from modelkit.testing import run_server
 
@@ -74,6 +76,15 @@ class Zoo(Model):
             yield line.upper() + mark
 
     @method
+    def strange(self) -> list[float]:
+        return [1.5, float("nan"), float("inf"), -float("inf")]
+
+    @method
+    def openai_stream_transport(self, msg: str) -> Iterator[str]:
+        for number in range(2):
+            yield f'{{"{msg}": {number}}}'
+
+    @method
     async def double(self, numbers: AsyncIterator[int]) -> AsyncIterator[int]:
         async for number in numbers:
             yield number * 2
@@ -121,7 +132,8 @@ def test_a_text_streams_from_generate(predict):
     code, out, err = predict("ab")
     assert (code, out) == (0, "ab ab ab \n")
     assert err.startswith("3 tokens · TTFT ")
-    assert "tokens/s · finish: length" in err
+    assert "tokens/s" in err
+    assert " · finish: length" in err
 
 
 def test_without_streaming_predict_answers(predict):
@@ -198,6 +210,41 @@ def test_the_answers_before_a_bad_line_are_printed(predict, line, message):
     code, out, err = predict("-m", "double", stdin=b"1\n2\n" + line + b"\n3\n")
     assert (code, out) == (2, "2\n4\n" if line != b"\xff" else out)
     assert message in err
+
+
+def test_json_has_null_for_what_it_lacks(predict):
+    def refuse(name):
+        raise AssertionError(name)
+
+    for words in (["-o", "json"], []):
+        code, out, _ = predict("-m", "strange", *words)
+        answer = json.loads(out, parse_constant=refuse)
+        assert (code, answer["result"] if words else answer) == (0, [1.5, None, None, None])
+
+
+def test_chunks_of_an_openai_answer_are_lines(predict):
+    words = ["-m", "openai_stream_transport", "-i", "msg=n"]
+    assert predict(*words)[1] == '{"n": 0}\n{"n": 1}\n'
+    assert json.loads(predict(*words, "-o", "json")[1])["result"] == ['{"n": 0}', '{"n": 1}']
+
+
+def test_control_characters_do_not_reach_a_terminal(predict, monkeypatch):
+    text = "a\x1b[2Jb\x00c\x9bd\te\nf"
+    words = [text, "-m", "predict"]
+    assert predict(*words)[1] == text + "\n"
+    monkeypatch.setattr(console, "_is_terminal", lambda _: True)
+    assert "a\ufffd[2Jb\ufffdc\ufffdd\te\nf\n" in predict(*words, "-q")[1]
+
+
+@pytest.mark.parametrize(("window_s", "rate", "text"), [(0.0004, 16.0, "16.0 tokens/s overall"), (0.25, 28.0, "28.0 tokens/s")])  # fmt: skip
+def test_a_rate_needs_a_time_to_measure(window_s, rate, text):
+    described = MethodDescription("generate", "server_stream", (), STR)
+    answer = predict_module._Answer(described, stream=False, save=None, items=["a", "b"])
+    answer.usage, answer.first_tokens = Usage(1, 8, 0), 1
+    answer.started_at, answer.arrivals, answer.ended_at = 0.0, [0.2, 0.2 + window_s], 0.5
+    assert answer.timing()["output_tokens_per_s"] == rate
+    assert (answer.timing()["chunks_per_s"] is None) == (window_s < 0.05)
+    assert answer.summary().endswith(f"TTFT 200 ms · {text}")
 
 
 def test_values_of_many_types(predict):
