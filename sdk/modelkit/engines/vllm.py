@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
+from modelkit.config import EngineConfig
 from modelkit.engines.child import ChildEngine, room_by_tokenizer
 from modelkit.engines.engine_log import Stage
 from modelkit.engines.flags import Flags, flag, json_flag, pairs, switch
@@ -43,6 +45,13 @@ class VllmEngine(ChildEngine):
         Stage("starting the server", re.compile(r"Starting vLLM API server|Application startup complete")),
     )
 
+    def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
+        # vLLM's own `auto` on a CPU is the checkpoint's bfloat16: slower there, and a virtual machine may not permit
+        # the instructions that its kernels use.
+        if config.dtype == "auto" and not has_nvidia_gpu():
+            config = config.model_copy(update={"dtype": "float32"})
+        super().__init__(config, checkpoint_dir, model_id)
+
     def command(self, python: str, port: int) -> list[str]:
         """Return `vllm serve` by its module, which needs no script on the PATH."""
         return [
@@ -50,13 +59,6 @@ class VllmEngine(ChildEngine):
             *("--model", str(self.checkpoint_dir), "--served-model-name", self.served_name),
             *("--host", "127.0.0.1", "--port", str(port)),
         ]
-
-    def arguments(self) -> list[str]:
-        """On a CPU, `auto` is float32: bfloat16 is slower there, and its kernels end many a virtual machine's process."""
-        arguments = super().arguments()
-        if self.config.dtype == "auto" and not has_nvidia_gpu():
-            arguments += ["--dtype", "float32"]
-        return arguments
 
     def environment(self) -> Mapping[str, str]:
         """Return the environment: no usage reports."""

@@ -79,9 +79,16 @@ def test_what_an_engine_does_not_have_is_refused_before_it_starts(tmp_path):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_no_option_means_the_engines_own_defaults(name, tmp_path):
+def test_no_option_means_the_engines_own_defaults(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelkit.engines.vllm.has_nvidia_gpu", lambda: True)
     arguments = [argument for argument in make(name, tmp_path).arguments() if argument != "--enable-metrics"]
     assert arguments in ([], ["--dtype", "auto"])
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_takes_float32_where_nothing_is_said_and_there_is_no_gpu(dtype, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelkit.engines.vllm.has_nvidia_gpu", lambda: False)
+    assert make("vllm", tmp_path, dtype=dtype).arguments() == ["--dtype", told]
 
 
 @pytest.mark.parametrize("name", ENGINES)
