@@ -200,7 +200,9 @@ class Predictor:
     def _find(self, name: str, kind: MethodKind) -> Signature:
         reason = self.unready_reason()
         if reason:
-            cure = "wait until the server is ready" if self.state in (State.LOADING, State.UNAVAILABLE) else ""
+            cure = (
+                "wait until the server is ready" if self.state in (State.LOADING, State.UNAVAILABLE) else ""
+            )
             raise UnavailableError(reason, cure=cure, retry_after_s=1.0, executed=False)
         signature = self.signatures.get(name)
         if signature is None:
