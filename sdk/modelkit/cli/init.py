@@ -125,6 +125,10 @@ def _choose_template(engine: str | None, template: str | None, model: str | None
         choice = str(typer.prompt(f"Template ({', '.join(names)})", default=default, err=True)).strip()
     if choice in names and choice != (engine and DEFAULT_TEMPLATE):
         return choice
+    if choice == engine == DEFAULT_TEMPLATE:
+        raise UsageError(
+            f"'{choice}' is a template without an engine, not an engine", cure=f"write --template {choice}"
+        )
     guess = closest(choice, names)
     cure = f"did you mean '{guess}'? " if guess else ""
     kind = "engine" if engine else "name"

@@ -226,8 +226,8 @@ def test_other_files_are_not_in_the_way(here):
         ),
         (
             ["--engine", "python"],
-            "no template for the engine 'python'",
-            "there are: lmdeploy, openai, python",
+            "'python' is a template without an engine",
+            "write --template python",
         ),
         (["--template", "pyton"], "no template for the name 'pyton'", "did you mean 'python'?"),
         (["--template", "../x"], "no template for the name '../x'", "there are: lmdeploy, openai, python"),
