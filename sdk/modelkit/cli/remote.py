@@ -46,4 +46,9 @@ def connect(address: str | None, api_key_env: str | None, *, tls: bool, ca: Path
             raise UsageError(
                 f"the environment variable '{api_key_env}' has no API key", cure=f"export {api_key_env}=..."
             )
-    return Client(address, api_key=key, tls=TLS(ca_path=ca) if ca is not None else tls or None)
+    try:
+        return Client(address, api_key=key, tls=TLS(ca_path=ca) if ca is not None else tls or None)
+    except UsageError as error:
+        if "allow_plaintext_api_key" not in error.cure:
+            raise
+        raise UsageError(error.message, cure="add --tls, or write a grpcs:// address") from error

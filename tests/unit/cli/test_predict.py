@@ -298,6 +298,8 @@ def test_an_array_goes_out_and_comes_back(predict, tmp_path):
         (["-m", "types", "-i", "flags=maybe"], "'maybe' is none of true, yes"),
         (["x", "--save", "/nonexistent/file"], "cannot write '/nonexistent/file'"),
         (["x", "--api-key-env", "NO_SUCH_KEY"], "'NO_SUCH_KEY' has no API key"),
+        (["x", "--timeout", "-1"], "--timeout"),
+        (["x", "--timeout", "nan"], "--timeout"),
         (["x", "--ca", "/nonexistent"], "cannot read the CA file"),
     ],
 )
@@ -491,3 +493,12 @@ def test_a_near_choice_is_suggested():
     argument = ArgumentDescription("color", TypeDescription("choice", choices=("red", "green")))
     with pytest.raises(UsageError, match="color: 'gren' is none of red, green; did you mean 'green'"):
         parse_value(argument, "gren")
+
+
+def test_the_command_line_names_its_own_cure_for_a_key_in_the_open(capsys, monkeypatch):
+    monkeypatch.setenv("KEY", "sk-1")
+    assert main(["predict", "x", "--address", "models.example.com:1", "--api-key-env", "KEY"]) == 2
+    error = capsys.readouterr().err
+    assert "in plain text" in error
+    assert "--tls" in error
+    assert "allow_plaintext_api_key" not in error
