@@ -197,8 +197,9 @@ class AsyncClient(BaseClient):
 
     async def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
+        self._is_closed = True
         if self._connected is not None:
-            await self._channel.close()
+            await self._connected[0].close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,6 +221,7 @@ class AsyncClient(BaseClient):
     async def _ask(self, call: Call, method: Any, request: Any) -> Any:
         """Call a unary RPC, again where the policy says so."""
         while True:
+            self._connection()  # raises where the client was closed during a pause
             try:
                 return await method(request, **call.options())
             except grpc.RpcError as error:

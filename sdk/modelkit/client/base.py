@@ -20,6 +20,7 @@ from modelkit.errors import (
     CallError,
     CancelledCallError,
     DeadlineExceededError,
+    FailedPreconditionError,
     UnavailableError,
     UnimplementedError,
 )
@@ -95,6 +96,7 @@ class BaseClient:
         )
         self._open_channel = opener(self._settings, *channel_functions)
         self._connected: tuple[Any, Any] | None = None
+        self._is_closed = False
         self._description: ModelDescription | None = None
 
     @property
@@ -114,6 +116,8 @@ class BaseClient:
 
     def _connection(self) -> tuple[Any, Any]:
         """Return channel and stub, made on first use: a channel of grpc.aio belongs to the loop that runs then."""
+        if self._is_closed:
+            raise FailedPreconditionError("the client is closed", cure="make a new one; close() is its end")
         if self._connected is None:
             channel = self._open_channel()
             self._connected = channel, inference_stub(channel)

@@ -4,6 +4,7 @@ The one place where the statuses of gRPC (`STATUSES`; a test walks them all) and
 become the classes of `modelkit.errors`.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -54,7 +55,14 @@ _START_A_SERVER = (
     "start a server with `modelkit serve PATH --local`, or name another with --address or MODELKIT_ADDRESS"
 )
 
+_NAME_THE_SERVER = (
+    "name the gRPC port of a server with --address or MODELKIT_ADDRESS; its HTTP port is another"
+)
+
 _LOST = "see whether the server is still up; the call may have run, so repeat it only where that does no harm"
+
+_DRAINED = "Cancelling all calls"
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 # What gRPC says of a connection (its own words; the first that matches counts), what that means, and the cure.
 _CONNECTION_FAULTS: Final = (
@@ -66,11 +74,13 @@ _CONNECTION_FAULTS: Final = (
     (": Socket closed", "{address} hung up at once", "if it speaks TLS, connect with TLS (and a certificate where it asks for one)"),
     ("DNS resolution failed", "cannot find the host of {address}", "check the address"),
     ("errors resolving", "cannot find the host of {address}", "check the address"),
+    ("Failed parsing HTTP/2", "what listens at {address} does not speak gRPC", _NAME_THE_SERVER),
+    ("Trying to connect an http1.x server", "what listens at {address} does not speak gRPC", _NAME_THE_SERVER),
     ("onnection refused", "cannot connect to {address}: no server listens there", _START_A_SERVER),
     ("ailed to connect", "cannot connect to {address}", _START_A_SERVER),
     ("Socket closed", "the connection to {address} was lost", _LOST),
     ("reset by peer", "the connection to {address} was lost", _LOST),
-    ("Cancelling all calls", "{address} ended before it had answered", _LOST),
+    (_DRAINED, "{address} ended before it had answered", _LOST),
 )  # fmt: skip
 
 # What gRPC's account begins with where no connection came up, so that the call never left. Any other is taken for one
@@ -93,6 +103,13 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
     if code is grpc.StatusCode.UNAVAILABLE and not from_server:
         facts["executed"] = not message.startswith(_NEVER_SENT)
         message, cure = _explain_connection(message, cure, address)
+    elif _DRAINED in message and not from_server:  # gRPC sends it with several statuses
+        code = grpc.StatusCode.UNAVAILABLE
+        message, cure = _explain_connection(message, cure, address)
+    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and (sizes := _TOO_LARGE.search(message)):
+        size, limit = (f"{int(number):,}" for number in sizes.groups())
+        message = f"a message of {size} bytes is larger than the {limit} bytes that {address} allows"
+        cure = cure or "send less at once, or raise server.max_message_bytes in the model's config.yaml"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline.timeout_s is not None:
         message = f"no answer from {address} within {deadline.timeout_s:g} s"
         cure = cure or "give it more time: timeout_s=..., or --timeout"

@@ -1,6 +1,7 @@
 """Where a client connects and with what credentials: read once, checked once, secrets never shown."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ DEFAULT_PORT = 50051
 ADDRESS_ENV = "MODELKIT_ADDRESS"
 API_KEY_ENV = "MODELKIT_API_KEY"
 
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 _SCHEMES = {"grpc://": False, "grpcs://": True}
 
 
@@ -75,6 +77,9 @@ class Settings:
                 cure="pass tls=True (or a grpcs:// address); where the network in between is trusted, "
                 "pass allow_plaintext_api_key=True",
             )
+        _check_header("the API key", key or "")
+        for name, value in (headers or {}).items():
+            _check_header(f"the header '{name}'", value, name)
         return cls(
             address=target,
             timeout_s=checked_timeout(timeout_s),
@@ -118,6 +123,19 @@ def is_loopback(target: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_header(what: str, value: str | bytes, name: str = "authorization") -> None:
+    """Raise UsageError for what gRPC would refuse to send, without showing the value, which may be secret."""
+    if not _HEADER_NAME.fullmatch(name.lower()):
+        raise UsageError(
+            f"{what} has a name that cannot be sent", cure="use letters, digits, '-', '_' and '.' only"
+        )
+    if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+        raise UsageError(
+            f"{what} has a character that cannot be sent, such as a newline at its end",
+            cure="give it without newlines, and in ASCII",
+        )
 
 
 def _split_port(address: str) -> tuple[str, str]:

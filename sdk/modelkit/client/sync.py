@@ -201,7 +201,9 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
-        self._channel.close()
+        self._is_closed = True
+        if self._connected is not None:
+            self._connected[0].close()
 
     def __enter__(self) -> Self:
         return self
@@ -223,6 +225,7 @@ class Client(BaseClient):
     def _ask(self, call: Call, method: Any, request: Any) -> Any:
         """Call a unary RPC, again where the policy says so."""
         while True:
+            self._connection()  # raises where the client was closed during a pause
             try:
                 return method(request, **call.options())
             except grpc.RpcError as error:

@@ -1,9 +1,13 @@
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import grpc
 import pytest
 
 from modelkit import errors
-from modelkit.client import Client
-from modelkit.client.failures import STATUSES
+from modelkit.client import AsyncClient, Client
+from modelkit.client.failures import STATUSES, from_rpc_error
+from modelkit.client.retry import Deadline
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
@@ -62,3 +66,70 @@ def test_an_answer_that_breaks_the_contract_is_an_internal_error(client):
 def test_details_that_cannot_be_read_leave_the_status(client):
     with pytest.raises(errors.PermissionDeniedError, match="no entry"):
         client.predict(method="garbled")
+
+
+class Failure:
+    """What gRPC raises, without a server."""
+
+    def __init__(self, code, details):
+        self.code, self.details = lambda: code, lambda: details
+
+    def trailing_metadata(self):
+        return ()
+
+
+def translated(code, details):
+    return from_rpc_error(
+        Failure(grpc.StatusCode[code], details), address="here:1", deadline=Deadline(None), request_id="r"
+    )
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN"])
+def test_the_end_of_a_drain_is_an_unavailable_server(code):
+    failure = translated(code, "Cancelling all calls")
+    assert type(failure) is errors.UnavailableError
+    assert failure.message == "here:1 ended before it had answered"
+    assert failure.executed
+    assert failure.cure
+
+
+def test_a_message_that_is_too_large_names_the_setting():
+    failure = translated(
+        "RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (70000000 vs. 67108864)"
+    )
+    assert type(failure) is errors.OverloadedError
+    assert (
+        failure.message
+        == "a message of 70,000,000 bytes is larger than the 67,108,864 bytes that here:1 allows"
+    )
+    assert "server.max_message_bytes" in failure.cure
+
+
+def test_a_server_of_something_else_is_said_not_to_speak_grpc():
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        client = Client(f"127.0.0.1:{other.server_port}", retry=None)
+        with client, pytest.raises(errors.UnavailableError, match="does not speak gRPC") as raised:
+            client.predict(text="hi", timeout_s=20)
+        other.shutdown()
+    assert raised.value.cure.startswith("name the gRPC port")
+
+
+def test_a_closed_client_says_so(server):
+    client = Client(server.address)
+    stream = client.generate(n=1)
+    client.close()
+    client.close()
+    assert repr(client.methods)
+    for call in (lambda: client.predict(a=1), client.describe, client.wait_ready, lambda: next(stream)):
+        with pytest.raises(errors.FailedPreconditionError, match="the client is closed"):
+            call()
+
+
+async def test_a_closed_asynchronous_client_says_so(server):
+    client = AsyncClient(server.address)
+    assert await client.predict(a=1) == {"a": 1}
+    await client.close()
+    await client.close()
+    with pytest.raises(errors.FailedPreconditionError, match="the client is closed"):
+        await client.predict(a=1)

@@ -77,3 +77,13 @@ def test_tls_files_are_read_at_once_and_named_in_errors(tmp_path):
         Client("localhost:1", tls=TLS(ca_path=tmp_path / "missing.pem"))
     with pytest.raises(UsageError, match="needs its key"):
         TLS(certificate_path="a.pem")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "settings", [{"api_key": "sk-1\n"}, {"headers": {"a": "b\n"}}, {"headers": {"a b": "c"}}]
+)
+def test_headers_that_cannot_be_sent_are_refused(kind, settings):
+    with pytest.raises(UsageError, match="that cannot be sent") as raised:
+        kind("localhost", **settings)
+    assert "sk-1" not in str(raised.value)
