@@ -99,7 +99,11 @@ def result(text: str, *, end: str = "\n") -> None:
     if sys.stdout is None:  # closed before this process began
         raise OutputError(_CLOSED)
     try:
-        sys.stdout.write(text + end)
+        try:
+            sys.stdout.write(text + end)
+        except UnicodeEncodeError:  # a locale without these characters
+            encoding = sys.stdout.encoding
+            sys.stdout.write((text + end).encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -63,7 +63,8 @@ def command(
         typer.Option("--json", metavar="JSON", help="All arguments: '{...}', @FILE, or @- for stdin."),
     ] = None,
     output: Annotated[
-        Literal["text", "json"], typer.Option("--output", "-o", help="How to print the answer.")
+        Literal["text", "json"],
+        typer.Option("--output", "-o", help="How to print the answer; JSON has null for NaN and infinity."),
     ] = "text",
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")

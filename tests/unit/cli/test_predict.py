@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -502,3 +503,17 @@ def test_the_command_line_names_its_own_cure_for_a_key_in_the_open(capsys, monke
     assert "in plain text" in error
     assert "--tls" in error
     assert "allow_plaintext_api_key" not in error
+
+
+def test_a_text_that_is_not_utf8_is_exit_code_2(predict):
+    for words in (["\udcff"], ["--json", '{"prompt": "\\ud800"}'], ["-m", "shout", "\udcff"]):
+        code, out, err = predict(*words)
+        assert (code, out) == (2, "")
+        assert "unexpected" not in err
+
+
+def test_stdout_that_lacks_a_character_gets_another(server):
+    words = [sys.executable, "-m", "modelkit", "predict", "né", "-m", "predict", "--address", server.address]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = subprocess.run(words, capture_output=True, check=False, env=environment)
+    assert (process.returncode, process.stdout) == (0, b"n?\n")
