@@ -102,6 +102,21 @@ def tensor_parallel_fits(subject: Subject) -> Iterator[Finding]:
         )
 
 
+# How modelkit reaches an engine's server: where it listens, under which name, and the weights it was given.
+_RESERVED_ARGS = frozenset(
+    {"host", "port", "server_name", "server_port", "model_path", "served_model_name", "model_name"}
+)
+
+
+def args_leave_the_server_alone(subject: Subject) -> Iterator[Finding]:
+    """What modelkit itself tells an engine's server is not told again: it would be unreachable, or open to others."""
+    engine = subject.config.engine
+    for key in engine.args if engine is not None and engine.name in ACCELERATOR_ENGINES else ():
+        if key.lstrip("-").replace("-", "_") in _RESERVED_ARGS:
+            cure = "remove it; `modelkit serve --host ... --port ...` says where modelkit listens"
+            yield Finding(("engine", "args", key), f"'{key}' is set by modelkit itself", cure)
+
+
 def args_do_not_repeat(subject: Subject) -> Iterator[Finding]:
     """An option that has a key of its own is not passed on a second time."""
     engine = subject.config.engine
@@ -414,6 +429,7 @@ RULES: tuple[Rule, ...] = (
     accelerators_are_counted,
     tensor_parallel_fits,
     args_do_not_repeat,
+    args_leave_the_server_alone,
     engine_has_its_options,
     version_is_exact,
     tgi_has_its_options,

@@ -56,6 +56,13 @@ CAUSES = (
         "engine.tensor_parallel_size",
     ),
     _cause(
+        "host_memory",
+        [r"available memory on node .{0,200}is less than desired CPU memory utilization"],
+        "the machine's free memory is not enough for the share of it that the engine wants",
+        "set the size of the KV cache, for example engine.args: {kv-cache-memory-bytes: 1073741824}, or end other "
+        "processes",
+    ),
+    _cause(
         "out_of_memory",
         [
             r"free memory on device .{0,200}is less than desired",

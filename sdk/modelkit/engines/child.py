@@ -7,6 +7,7 @@ differently from the others.
 import asyncio
 import logging
 import os
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -150,6 +151,10 @@ class ChildEngine(OpenAIEngine):
                 "TOKENIZERS_PARALLELISM": "false",
                 # A crash in a kernel says where it was.
                 "PYTHONFAULTHANDLER": "1",
+                # No file of the working directory is taken for a library of the engine's.
+                "PYTHONSAFEPATH": "1",
+                # modelkit's own import path is for modelkit's interpreter, not for another one.
+                **({} if self._python == sys.executable else {"PYTHONPATH": ""}),
                 **self.environment(),
             },
             stages=self.stages,

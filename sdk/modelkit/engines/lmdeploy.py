@@ -70,7 +70,8 @@ class LmdeployEngine(ChildEngine):
     @property
     def backend(self) -> str:
         """Which of LMDeploy's two engines runs the model."""
-        backend = self.config.args.get("backend", BACKENDS[0])
+        spelled = {name.lstrip("-"): value for name, value in self.config.args.items()}
+        backend = spelled.get("backend", BACKENDS[0])
         if backend not in BACKENDS:
             raise UsageError(
                 f"LMDeploy has no backend '{backend}'", cure=f"use one of: {', '.join(BACKENDS)}"
@@ -184,7 +185,7 @@ class _StreamCutter:
 
 def _stops(body: bytes) -> tuple[str, ...]:
     """Return the stop strings of a raw request."""
-    stop = orjson.loads(body).get("stop") or ()
-    return (
-        (stop,) if isinstance(stop, str) else tuple(item for item in stop if isinstance(item, str) and item)
-    )
+    stop = orjson.loads(body).get("stop")
+    if isinstance(stop, str):
+        return (stop,) if stop else ()
+    return tuple(item for item in stop if isinstance(item, str) and item) if isinstance(stop, list) else ()

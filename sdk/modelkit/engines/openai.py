@@ -93,9 +93,12 @@ class OpenAIEngine(Engine):
 
     def sampling_fields(self, sampling: SamplingParams) -> dict[str, Any]:
         """Return the fields that a request sets; what it leaves out is the server's to decide."""
-        return {name: value for name, value in asdict(sampling).items() if value not in (None, (), 0)} | (
-            {"temperature": 0} if sampling.temperature == 0 else {}
-        )
+        said_by_zero = ("temperature", "seed")
+        return {
+            name: value
+            for name, value in asdict(sampling).items()
+            if value not in (None, (), 0) or (value == 0 and name in said_by_zero)
+        }
 
     def sampled_defaults(self) -> Mapping[str, Any]:
         """Return what a request that says nothing gets; nothing where the server decides."""
@@ -115,8 +118,7 @@ class OpenAIEngine(Engine):
             raise InvalidArgumentError("the request is not a JSON object")
         if parsed.get("model") in (None, "", self.model_id):
             parsed["model"] = self.served_name
-        self._check_media(parsed.get("messages"))
-        self._check_media(parsed.get("input"))
+        self._check_media(parsed)
         if endpoint in _SAMPLED_ENDPOINTS:
             for name, value in self.sampled_defaults().items():
                 if parsed.get(name) is None:

@@ -179,7 +179,15 @@ async def _read_end(content: aiohttp.StreamReader) -> None:
 
 
 def _is_last_response_event(data: bytes) -> bool:
-    return any(b'"' + name + b'"' in data[:200] for name in _LAST_RESPONSE_EVENTS)
+    if not any(
+        name in data for name in _LAST_RESPONSE_EVENTS
+    ):  # parsing each would cost more than passing it on
+        return False
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(event, dict) and str(event.get("type")).encode() in _LAST_RESPONSE_EVENTS
 
 
 def _message_in(content: bytes) -> str:

@@ -13,6 +13,8 @@ from modelkit.engines.machine import has_nvidia_gpu
 
 __all__ = ["VllmEngine"]
 
+_CPU_KV_CACHE_BYTES = 2 * 1024**3
+
 
 class VllmEngine(ChildEngine):
     """Runs `vllm serve`; modelkit's names of the common options are vLLM's."""
@@ -51,6 +53,14 @@ class VllmEngine(ChildEngine):
         if config.dtype == "auto" and not has_nvidia_gpu():
             config = config.model_copy(update={"dtype": "float32"})
         super().__init__(config, checkpoint_dir, model_id)
+
+    def arguments(self) -> list[str]:
+        """On a CPU, say how much memory the KV cache takes: vLLM's default is nearly all that the machine has."""
+        arguments = super().arguments()
+        is_said = self.config.gpu_memory_utilization is not None or "--kv-cache-memory-bytes" in arguments
+        if not is_said and not has_nvidia_gpu():
+            arguments += ["--kv-cache-memory-bytes", str(_CPU_KV_CACHE_BYTES)]
+        return arguments
 
     def command(self, python: str, port: int) -> list[str]:
         """Return `vllm serve` by its module, which needs no script on the PATH."""

@@ -88,7 +88,7 @@ def test_no_option_means_the_engines_own_defaults(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("dtype", "told"), [("auto", "float32"), ("bfloat16", "bfloat16")])
 def test_vllm_takes_float32_where_nothing_is_said_and_there_is_no_gpu(dtype, told, tmp_path, monkeypatch):
     monkeypatch.setattr("modelkit.engines.vllm.has_nvidia_gpu", lambda: False)
-    assert make("vllm", tmp_path, dtype=dtype).arguments() == ["--dtype", told]
+    assert make("vllm", tmp_path, dtype=dtype).arguments()[:2] == ["--dtype", told]
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -273,3 +273,27 @@ def test_a_chat_template_is_found_where_checkpoints_keep_it(name, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     assert make(name, tmp_path).has_chat_template
     assert make(name, tmp_path / "none", args={"chat-template": "x.jinja"}).has_chat_template
+
+
+def test_lmdeploys_backend_is_found_however_it_is_spelled(tmp_path):
+    engine = make("lmdeploy", tmp_path, args={"--backend": "pytorch"})
+    assert engine.backend == "pytorch"
+    assert engine.arguments() == ["--dtype", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, True),
+        ({"gpu_memory_utilization": 0.5}, False),
+        ({"args": {"kv-cache-memory-bytes": 67108864}}, False),
+    ],
+)
+def test_vllm_on_a_cpu_takes_a_cache_of_a_known_size(options, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelkit.engines.vllm.has_nvidia_gpu", lambda: False)
+    assert (str(2 * 1024**3) in make("vllm", tmp_path, **options).arguments()) is told
+
+
+def test_a_seed_of_zero_is_sent(tmp_path):
+    engine = make("sglang", tmp_path)
+    assert engine.sampling_fields(SamplingParams(seed=0))["seed"] == 0

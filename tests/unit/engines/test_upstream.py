@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelkit.engines.health import Traffic
-from modelkit.engines.upstream import Upstream, _events, _message_in, _status_in
+from modelkit.engines.upstream import Upstream, _events, _is_last_response_event, _message_in, _status_in
 from modelkit.errors import InternalError, InvalidArgumentError, OverloadedError, UnavailableError
 
 
@@ -102,3 +102,16 @@ async def test_a_server_that_is_not_there_is_unavailable():
         await upstream.post("/completions", b"{}")
     assert error.value.retry_after_s
     await upstream.close()
+
+
+@pytest.mark.parametrize(
+    ("event", "is_last"),
+    [
+        (b'{"response": {"output": []}, "type": "response.completed"}', True),
+        (b'{"type": "response.completed", "response": {}}', True),
+        (b'{"delta": "say response.completed", "type": "response.output_text.delta"}', False),
+        (b"response.completed", False),
+    ],
+)
+def test_the_last_event_of_a_response_is_known_wherever_its_type_stands(event, is_last):
+    assert _is_last_response_event(event) is is_last
