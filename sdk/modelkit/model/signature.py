@@ -71,6 +71,7 @@ class Signature:
     item_validator: SchemaValidator | None
     fill_in: Mapping[str, Callable[[], Any]]
     binds_slowly: bool
+    required: frozenset[str]
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Check decoded arguments and turn them into the author's types; what is left out keeps its default.
@@ -89,9 +90,9 @@ class Signature:
                 bound[name] = validator.validate_python(value)
             except pydantic.ValidationError as error:
                 violations += self._violations(name, error)
-        for spec in self.arguments:
-            if spec.default is REQUIRED and not spec.streamed and spec.name not in arguments:
-                violations.append(Violation(spec.name, "is required"))
+        if not self.required <= arguments.keys():
+            missing = (spec.name for spec in self.arguments if spec.name in self.required - arguments.keys())
+            violations += (Violation(name, "is required") for name in missing)
         if violations:
             raise InvalidArgumentError(_summary(self.name, violations), violations=violations)
         return bound
@@ -186,6 +187,9 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         validators=validators,
         item_validator=item_validator,
         fill_in=_fill_in(parameters, wires, streamed),
+        required=frozenset(
+            name for name, wire in wires.items() if wire.default is REQUIRED and name != streamed
+        ),
         binds_slowly=any(_is_heavy(wire.spec) for wire in wires.values()),
     )
 

@@ -115,12 +115,15 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         if promised.widens and type(value) is int:
             value = float(value)
         try:
-            encoded = _encode_result(value)
-        except InternalError as error:
-            reason = f"the result of '{method}' cannot be sent: {error.message}"
-            raise InternalError(reason, cure="return a value of the annotated type") from None
-        kind = encoded.WhichOneof("kind")
-        if promised.allowed and kind not in promised.allowed:
+            encoded = codec.encode(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            too_deep = isinstance(error, RecursionError)
+            reason = "it is nested too deeply, or contains itself" if too_deep else str(error)
+            raise InternalError(
+                f"the result of '{method}' cannot be sent: {reason}",
+                cure="return a value of the annotated type",
+            ) from None
+        if promised.allowed and encoded.WhichOneof("kind") not in promised.allowed:
             raise InternalError(
                 f"'{method}' promises {promised.shown} and gave {type(value).__name__}",
                 cure="return what the annotation says, or correct the annotation",
@@ -379,18 +382,6 @@ def _kinds(spec: TypeSpec) -> frozenset[str]:
         members = [_kinds(member) for member in spec.args]
         return frozenset().union(*members) if all(members) else frozenset()
     return _KINDS.get(spec.kind, frozenset())
-
-
-def _encode_result(value: Any) -> pb.Value:
-    try:
-        return codec.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = (
-            str(error)
-            if not isinstance(error, RecursionError)
-            else "it is nested too deeply, or contains itself"
-        )
-        raise InternalError(reason) from None
 
 
 def _usage(usage: Usage) -> pb.Usage | None:

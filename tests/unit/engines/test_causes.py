@@ -22,8 +22,8 @@ LINES = {
         "RuntimeError: No enough gpu memory for kv cache.",
     ],
     "host_memory": [
-        "ValueError: Available memory on node 0 (18.19/19.96 GiB) on startup is less than desired CPU memory utilization "
-        "(0.92, 18.37 GiB). Decrease CPU memory utilization or reduce CPU memory used by other processes."
+        ("ValueError: Available memory on node 0 (18.19/19.96 GiB) on startup is less than desired CPU memory utilization "
+        "(0.92, 18.37 GiB). Decrease CPU memory utilization or reduce CPU memory used by other processes.")
     ],
     "out_of_memory": [
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.81 GiB",
