@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkit.cli import console
-from modelkit.errors import Problem
+from modelkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from modelkit.config import Config
@@ -53,17 +53,18 @@ def command(
 
 def _check_model(model_dir: Path, config: "Config | None") -> tuple[list[Problem], list[str]]:
     """Return the problems of model.py and, where there are none, the names of its methods."""
-    from modelkit.model import check_model, find_model_file, import_model_class, read_signatures
+    from modelkit.model import find_model_file, import_checked_class, method_names
 
-    problems = check_model(model_dir)
-    if problems:
-        return problems, []
-    model_class = import_model_class(model_dir)
+    try:
+        model_class = import_checked_class(model_dir)
+    except ConfigError as error:
+        return list(error.problems), []
+    problems: list[Problem] = []
     if config is not None and config.engine is None and _is_llm(model_class):
         message = f"{model_class.__name__} is an LLM, and config.yaml names no engine to run it"
         cure = "add 'engine:' with 'name: transformers' below it, or subclass modelkit.Model instead"
         problems = [Problem(message, cure, find_model_file(model_dir))]
-    return problems, list(read_signatures(model_class))
+    return problems, method_names(model_class)
 
 
 def _is_llm(model_class: type) -> bool:

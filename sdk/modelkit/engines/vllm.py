@@ -50,7 +50,8 @@ class VllmEngine(ChildEngine):
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         # vLLM's own `auto` on a CPU is the checkpoint's bfloat16: slower there, and a virtual machine may not permit
         # the instructions that its kernels use.
-        if config.dtype == "auto" and not has_nvidia_gpu():
+        self._is_on_cpu = not has_nvidia_gpu()
+        if config.dtype == "auto" and self._is_on_cpu:
             config = config.model_copy(update={"dtype": "float32"})
         super().__init__(config, checkpoint_dir, model_id)
 
@@ -58,7 +59,7 @@ class VllmEngine(ChildEngine):
         """On a CPU, say how much memory the KV cache takes: vLLM's default is nearly all that the machine has."""
         arguments = super().arguments()
         is_said = self.config.gpu_memory_utilization is not None or "--kv-cache-memory-bytes" in arguments
-        if not is_said and not has_nvidia_gpu():
+        if not is_said and self._is_on_cpu:
             arguments += ["--kv-cache-memory-bytes", str(_CPU_KV_CACHE_BYTES)]
         return arguments
 

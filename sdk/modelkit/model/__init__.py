@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         import_model_class,
         read_signatures,
     )
-    from modelkit.model.signature import MethodKind, Signature, SignatureError, describe_type
+    from modelkit.model.signature import MethodKind, Signature, SignatureError, describe_type, method_names
     from modelkit.model.types import ArgumentSpec, Limits, TypeKind, TypeSpec
 
 _HOME_OF = {
@@ -37,6 +37,7 @@ _HOME_OF = {
     "import_checked_class": "importing",
     "import_model_class": "importing",
     "method": "base",
+    "method_names": "signature",
     "read_signatures": "importing",
 }
 
@@ -63,6 +64,7 @@ __all__ = [
     "import_checked_class",
     "import_model_class",
     "method",
+    "method_names",
     "read_signatures",
 ]
 

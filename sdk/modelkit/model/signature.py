@@ -54,9 +54,8 @@ class Signature:
     """What callers may know of a method, and the checks of its arguments.
 
     `is_async` says whether it runs on the event loop (`async def`) or in a thread. `result` describes one item where
-    the result is a stream. `streamed` is the name of the argument that arrives item by item, "" where there is none,
-    and `takes_async_iterator` says which kind of iterator it is given. `binds_slowly` is True where checking the
-    arguments decodes images or copies tensors, which is work for a thread.
+    the result is a stream. `streamed` is the name of the argument that arrives item by item, "" where there is none.
+    `binds_slowly` is True where checking the arguments decodes images or copies tensors, which is work for a thread.
     """
 
     name: str
@@ -66,7 +65,6 @@ class Signature:
     result: TypeSpec
     is_async: bool
     streamed: str
-    takes_async_iterator: bool
     validators: Mapping[str, SchemaValidator]
     item_validator: SchemaValidator | None
     fill_in: Mapping[str, Callable[[], Any]]
@@ -183,7 +181,6 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
         result=result,
         is_async=is_async,
         streamed=streamed,
-        takes_async_iterator=takes_async,
         validators=validators,
         item_validator=item_validator,
         fill_in=_fill_in(parameters, wires, streamed),
