@@ -1,0 +1,40 @@
+"""What a long transfer tells while it runs: the core reports, the command line decides how it looks.
+
+Fetching a checkpoint, pushing an image and pulling one are the same thing to a person who waits: so many files, so many
+bytes, and how long it will take. Every method may be called from any thread.
+"""
+
+from typing import Protocol
+
+__all__ = ["NO_PROGRESS", "TransferProgress"]
+
+
+class TransferProgress(Protocol):
+    """Hears how a transfer of several files goes."""
+
+    def begin(self, num_files: int, total_bytes: int) -> None:
+        """Say how much there is to transfer, without what is there already; again where more is found."""
+
+    def started(self, name: str, size_bytes: int, done_bytes: int = 0) -> None:
+        """Say that a file is under way, `done_bytes` of it from an earlier attempt."""
+
+    def advanced(self, name: str, num_bytes: int) -> None:
+        """Say that more of a file has arrived; a negative number takes back what an attempt has lost."""
+
+    def finished(self, name: str) -> None:
+        """Say that a file is complete and verified."""
+
+
+class _NoProgress:
+    """Hears nothing."""
+
+    def begin(self, num_files: int, total_bytes: int) -> None: ...
+
+    def started(self, name: str, size_bytes: int, done_bytes: int = 0) -> None: ...
+
+    def advanced(self, name: str, num_bytes: int) -> None: ...
+
+    def finished(self, name: str) -> None: ...
+
+
+NO_PROGRESS: TransferProgress = _NoProgress()
