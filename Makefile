@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 # What has been installed into .venv; both are made again when pyproject.toml changes.
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
-BENCH  ?= $(wildcard benchmarks/*.py)
+# All programs that need nothing but this machine.
+BENCH  ?= $(filter-out $(addprefix benchmarks/,engine_checks.py gpu_engines.py random_checkpoint.py),$(wildcard benchmarks/*.py))
 
 # Where the tests' engines are kept.
 ENGINES := $(CURDIR)/.cache/engines

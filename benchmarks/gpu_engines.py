@@ -1,14 +1,23 @@
 """Every engine on a GPU through modelkit: right answers, recovery, and what modelkit's hop costs.
 
-For each back end, one after the other, nothing else on the card:
+    python benchmarks/gpu_engines.py --back-end vllm --python PYTHON --tiny DIR --big DIR [--checks answers,key,...]
 
-1. the tiny checkpoint through `modelkit serve` and the real client: all its questions, unary, streamed and through the
-   OpenAI transport; a start without enough memory;
-2. a 7B checkpoint with random weights, 2,048 tokens in and 512 out, 1 and 100 callers: modelkit's gRPC beside the
-   engine's own HTTP, in turns, from the same engine process: tokens/s, TTFT, CPU seconds of server and engine; then half
-   of 100 streams cancelled, seen in the engine's own metrics; the engine killed in mid-stream, and back again.
+One back end, nothing else on the card. The checks, in the order in which they run:
 
-    python benchmarks/gpu_engines.py --back-end vllm --python PYTHON --tiny DIR --big DIR --json FILE
+- answers: the tiny checkpoint's questions, unary, streamed and through the OpenAI transport
+- key: the engine's own port refuses who has no key
+- speed: 2,048 tokens in and 512 out, 1 and 100 callers: modelkit's gRPC beside the engine's own HTTP, in turns, from the
+  same engine process: tokens/s, TTFT, CPU seconds of server and engine
+- cancel: half of 100 streams cancelled, seen in the engine's own metrics
+- kill: the engine killed in mid-stream, and back again
+- oom: a start beside a process that holds the GPU's memory ends with the cure
+
+The last four run on the big checkpoint (`random_checkpoint.py` makes one), on the tiny one where there is none. Each
+check has a limit, and all of them together `--limit-s`; what was started is ended in any case. The last lines of
+standard output are one JSON object a check. Without a GPU, `oom` is left out; for vLLM on a CPU:
+
+    --engine-options '{"max_model_len": 1024, "dtype": "float32"}' --streams 16
+    --engine-args '{"enforce-eager": true, "kv-cache-memory-bytes": 67108864}'
 
 Prompts are text with an exact token count and a random start each, so that no prefix cache helps.
 """
@@ -16,266 +25,39 @@ Prompts are text with an exact token count and a random start each, so that no p
 import argparse
 import asyncio
 import json
-import os
 import random
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
-import psutil
 import uvloop
+from engine_checks import (
+    BACK_ENDS,
+    Served,
+    check_answers,
+    check_cancellation,
+    check_key,
+    check_kill,
+    check_out_of_memory,
+    has_gpu,
+    memory_holder,
+    served,
+    write_folder,
+)
 
-from modelkit import AsyncClient, CallError, UnavailableError
+from modelkit import AsyncClient
 
-ROOT = Path(__file__).resolve().parents[1]
-STORY = "Tell me a story."
-QUESTION = "What is the capital of France?"
-
-BACK_ENDS: dict[str, dict[str, Any]] = {
-    "vllm": {"name": "vllm"},
-    "sglang": {"name": "sglang"},
-    "turbomind": {"name": "lmdeploy", "args": {"backend": "turbomind"}},
-    "pytorch": {"name": "lmdeploy", "args": {"backend": "pytorch"}},
-}
-# What each engine's own metrics call the number of requests that it is working on.
-RUNNING_METRICS = ("vllm:num_requests_running", "sglang:num_running_reqs", "lmdeploy:num_requests_running")
-
-
-# ------------------------------------------------------------------------------------------------------------ serving
-
-
-class Served:
-    """`modelkit serve` of a folder, as a user would start it."""
-
-    def __init__(self, folder: Path, log: Path) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "modelkit",
-            "-v",
-            "serve",
-            str(folder),
-            "--port",
-            "0",
-            "--http-port",
-            "0",
-            "--json",
-        ]
-        self.log = log
-        self.started = time.monotonic()
-        with log.open("w") as stderr:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-
-    def wait_ready(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(
-                f"the server did not start (exit code {self.process.wait()}):\n{self.log.read_text()[-4000:]}"
-            )
-        ready: dict[str, Any] = json.loads(line)
-        ready["ready_s"] = round(time.monotonic() - self.started, 1)
-        return ready
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            print("the server did not stop in 60 s", flush=True)
-            self.process.kill()
-
-    def engine_processes(self) -> list[psutil.Process]:
-        """Return the processes of the engine: everything below the server."""
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def cpu_s(self) -> tuple[float, float]:
-        """Return the CPU seconds of the server and of the engine so far."""
-        own = psutil.Process(self.process.pid).cpu_times()
-        engine = 0.0
-        for process in self.engine_processes():
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            engine += times.user + times.system
-        return own.user + own.system, engine
-
-
-@contextmanager
-def served(folder: Path, log: Path) -> Iterator[tuple[Served, dict[str, Any]]]:
-    server = Served(folder, log)
-    try:
-        yield server, server.wait_ready()
-    finally:
-        server.stop()
-
-
-def make_folder(
-    parent: Path, checkpoint: Path, back_end: str, options: argparse.Namespace, **engine: Any
-) -> Path:
-    """Write a model folder for a checkpoint and a back end."""
-    folder = parent / f"{checkpoint.name}-{back_end}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "model.py").write_text("from modelkit import LLM\n\n\nclass Served(LLM):\n    pass\n")
-    base = BACK_ENDS[back_end]
-    args = {**base.get("args", {}), **json.loads(options.engine_args), **engine.pop("args", {})}
-    settings = {"name": base["name"], "python": options.python, "start_timeout": "8m", "args": args, **engine}
-    if options.tensor_parallel_size > 1:
-        settings["tensor_parallel_size"] = options.tensor_parallel_size
-    settings |= json.loads(options.engine_options)
-    config = {
-        "model": {"id": "bench"},
-        "engine": settings,
-        "compute": {"num_accelerators": options.tensor_parallel_size},
-        "checkpoints": {"type": "local", "path": str(checkpoint)},
-        "server": {"max_concurrency": 256},
-    }
-    (folder / "config.yaml").write_text(json.dumps(config))
-    return folder
-
-
-# -------------------------------------------------------------------------------------------------------- correctness
-
-
-async def check_answers(address: str, questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ask every question in three ways, 64 at a time."""
-    gate = asyncio.Semaphore(64)
-    async with AsyncClient(address, timeout_s=300) as client:
-
-        async def unary(messages: Any) -> str:
-            return str(await client.predict(messages=messages, max_tokens=400, temperature=0.0))
-
-        async def streamed(messages: Any) -> str:
-            stream = client.generate(messages=messages, max_tokens=400, temperature=0.0)
-            return "".join([str(item) async for item in stream])
-
-        async def openai(messages: Any) -> str:
-            body = json.dumps({"messages": messages, "max_tokens": 400, "temperature": 0})
-            response = json.loads(str(await client.predict(body, method="openai_transport")))
-            return str(response["choices"][0]["message"]["content"])
-
-        async def ask(way: Callable[[Any], Awaitable[str]], question: dict[str, Any]) -> bool:
-            async with gate:
-                answer = await way(question["messages"])
-            if answer != question["answer"]:
-                print(f"  {way.__name__}: {question['messages'][-1]['content']!r} -> {answer!r}", flush=True)
-            return answer == question["answer"]
-
-        result: dict[str, Any] = {"num_questions": len(questions)}
-        for way in (unary, streamed, openai):
-            result[way.__name__] = sum(await asyncio.gather(*(ask(way, question) for question in questions)))
-    return result
-
-
-async def engine_running(http_url: str) -> float | None:
-    async with aiohttp.ClientSession() as session, session.get(f"{http_url}/metrics/engine") as response:
-        text = await response.text()
-    found = [line for line in text.splitlines() if line.startswith(RUNNING_METRICS)]
-    return sum(float(line.rpartition(" ")[2]) for line in found) if found else None
-
-
-async def check_cancellation(ready: dict[str, Any]) -> dict[str, Any]:
-    """Cancel 50 of 100 endless streams and watch the engine's count of running requests."""
-    body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 1500, "ignore_eos": True}
-    async with AsyncClient(ready["address"], timeout_s=300) as client:
-        streams = [client.generate(json.dumps(body), method="openai_stream_transport") for _ in range(100)]
-        await asyncio.gather(*(anext(aiter(stream)) for stream in streams))
-        await asyncio.sleep(0.5)
-        before = await engine_running(ready["http_url"])
-        cancelled = time.monotonic()
-        for stream in streams[:50]:
-            stream.cancel()
-        after, took = before, 0.0
-        while after is not None and after > 55 and took < 10:
-            await asyncio.sleep(0.1)
-            after, took = await engine_running(ready["http_url"]), time.monotonic() - cancelled
-        for stream in streams[50:]:
-            stream.cancel()
-    return {"running_before": before, "running_after": after, "seen_after_s": round(took, 2)}
-
-
-async def check_kill(server: Served, ready: dict[str, Any]) -> dict[str, Any]:
-    """Kill the engine's main process in mid-stream: UNAVAILABLE, not ready, then ready again with the same answer."""
-    body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 1500, "ignore_eos": True}
-    async with AsyncClient(ready["address"], timeout_s=600) as client:
-        before = await client.predict(QUESTION, max_tokens=20, temperature=0.0)
-        streams = [client.generate(json.dumps(body), method="openai_stream_transport") for _ in range(8)]
-        await asyncio.gather(*(anext(aiter(stream)) for stream in streams))
-        guard = next(
-            process for process in server.engine_processes() if "_guard.py" in " ".join(process.cmdline())
-        )
-        guard.children()[0].kill()
-        killed = time.monotonic()
-        codes = await asyncio.gather(*(drain(stream) for stream in streams))
-        ended_s = time.monotonic() - killed
-        await asyncio.sleep(1)
-        await client.wait_ready(timeout_s=400)
-        back_s = time.monotonic() - killed
-        after = await client.predict(QUESTION, max_tokens=20, temperature=0.0)
-    return {
-        "streams_ended_with": sorted(set(codes)),
-        "streams_ended_after_s": round(ended_s, 2),
-        "ready_again_after_s": round(back_s, 1),
-        "same_answer_after": after == before,
-    }
-
-
-async def drain(stream: Any) -> str:
-    try:
-        async for _ in stream:
-            pass
-    except UnavailableError:
-        return "UNAVAILABLE"
-    except CallError as error:
-        return error.grpc_status
-    return "OK"
-
-
-HOLDER = """
-import sys, time, torch
-free, _ = torch.cuda.mem_get_info()
-block = torch.empty(free - int(float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
-def check_out_of_memory(folder: Path, log: Path, leave_gib: float) -> dict[str, Any]:
-    """Start beside a process that holds almost all of the card's memory."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(leave_gib)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        server = Served(folder, log)
-        try:
-            code: int | None = server.process.wait(240)
-        except subprocess.TimeoutExpired:
-            code = None
-            server.stop()
-    finally:
-        holder.kill()
-        holder.wait()
-    text = log.read_text()
-    told = [line for line in text.splitlines() if line.startswith(("error:", "  help:"))]
-    return {
-        "exit_code": code,
-        "names_memory": "memory is not enough" in text,
-        "told": [line[:300] for line in told],
-    }
+# Most seconds of each check, and of a start.
+LIMITS_S = {"answers": 60, "key": 10, "speed": 400, "cancel": 80, "kill": 150, "oom": 130}
+START_LIMIT_S = 150
+STOP_S = 10  # kept back for the end of whatever runs
 
 
 # -------------------------------------------------------------------------------------------------------------- speed
@@ -313,9 +95,7 @@ async def one_grpc(client: AsyncClient, body: str) -> tuple[float, int]:
 
 async def one_http(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[float, int]:
     started, first, usage = time.perf_counter(), 0.0, b""
-    async with session.post(
-        f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"}
-    ) as response:
+    async with session.post(f"{url}/v1/completions", data=body) as response:
         response.raise_for_status()
         async for line in response.content:
             if line.startswith(b"data: {"):
@@ -325,24 +105,24 @@ async def one_http(session: aiohttp.ClientSession, url: str, body: bytes) -> tup
     return first, int(orjson.loads(usage[6:])["usage"]["completion_tokens"])
 
 
-async def load(
-    kind: str, ready: dict[str, Any], engine_url: str, prompts: list[str], concurrency: int, out: int
-) -> dict[str, float]:
+async def load(kind: str, server: Served, prompts: list[str], concurrency: int, out: int) -> dict[str, float]:
     """Send all prompts, `concurrency` at a time; returns the totals."""
     gate = asyncio.Semaphore(concurrency)
     fields = {"model": "bench", "max_tokens": out, "ignore_eos": True, "temperature": 0, "stream": True}
     bodies = [{**fields, "prompt": prompt, "stream_options": {"include_usage": True}} for prompt in prompts]
-    connector = aiohttp.TCPConnector(limit=0)
+    url = server.engine_url()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.engine_key()}"}
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=600)
     async with (
-        AsyncClient(ready["address"], timeout_s=600) as client,
-        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session,
+        AsyncClient(server.address, timeout_s=600) as client,
+        aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
     ):
 
         async def send(body: dict[str, Any]) -> tuple[float, int]:
             async with gate:
                 if kind == "grpc":
                     return await one_grpc(client, json.dumps({**body, "openai_endpoint": "/completions"}))
-                return await one_http(session, engine_url, orjson.dumps(body))
+                return await one_http(session, url, orjson.dumps(body))
 
         started = time.perf_counter()
         answers = await asyncio.gather(*(send(body) for body in bodies))
@@ -355,20 +135,9 @@ async def load(
     }
 
 
-def engine_url(server: Served) -> str:
-    """Find the engine's own address in its command line."""
-    for process in server.engine_processes():
-        line = process.cmdline()
-        for flag in ("--port", "--server-port"):
-            if flag in line:
-                return f"http://127.0.0.1:{line[line.index(flag) + 1]}"
-    raise SystemExit("the engine's port was not found")
-
-
-def measure(
-    server: Served, ready: dict[str, Any], checkpoint: Path, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    url = engine_url(server)
+def measure(server: Served, checkpoint: Path, options: argparse.Namespace, limit_s: float) -> dict[str, Any]:
+    """Send the same load through modelkit and to the engine itself, in turns."""
+    ends = time.monotonic() + limit_s
     seed = 0
     rows = []
     for concurrency in (int(text) for text in options.concurrency.split(",")):
@@ -380,14 +149,12 @@ def measure(
                 prompts = make_prompts(checkpoint, num, options.input_tokens, seed)
                 out = 16 if round_index < 0 else options.output_tokens
                 server_before, engine_before = server.cpu_s()
-                result = uvloop.run(load(kind, ready, url, prompts, concurrency, out))
+                sending = load(kind, server, prompts, concurrency, out)
+                result = uvloop.run(_limited(sending, max(1.0, ends - time.monotonic())))
                 server_after, engine_after = server.cpu_s()
-                result["server_cpu_s_per_1k"] = (
-                    (server_after - server_before) / result["output_tokens"] * 1000
-                )
-                result["engine_cpu_s_per_1k"] = (
-                    (engine_after - engine_before) / result["output_tokens"] * 1000
-                )
+                per_1k = 1000 / result["output_tokens"]
+                result["server_cpu_s_per_1k"] = (server_after - server_before) * per_1k
+                result["engine_cpu_s_per_1k"] = (engine_after - engine_before) * per_1k
                 if round_index >= 0:
                     found.append(result)
         row: dict[str, Any] = {
@@ -401,86 +168,188 @@ def measure(
         row["ratio_grpc_to_http"] = round(row["grpc_tokens_s"] / row["http_tokens_s"], 4)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    return rows
+    return {"ok": True, "rows": rows}
 
 
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    work = Path(tempfile.mkdtemp(prefix="gpu-engines-"))
-    record: dict[str, Any] = {"back_end": options.back_end, "command": " ".join(sys.argv[1:])}
-    if options.tiny:
-        folder = make_folder(
-            work, options.tiny, options.back_end, options, max_model_len=2048, gpu_memory_utilization=0.3
+class Run:
+    """The checks of one back end: which are asked for, how much time is left, what was found."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.work: Path = options.work or Path(tempfile.mkdtemp(prefix="gpu-engines-"))
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.results: list[dict[str, Any]] = []
+        self._wanted = options.checks.split(",")
+        self._ends = time.monotonic() + options.limit_s
+        # The engines' logs lie beside the servers'.
+        self._environment = {"HF_HUB_OFFLINE": "1", "XDG_STATE_HOME": str(self.work / "state")}
+
+    def left_s(self, limit_s: float) -> float:
+        """Return how long something may take that may take `limit_s` at most. Raises TimeoutError where nothing is left."""
+        left = min(limit_s, self._ends - time.monotonic() - STOP_S)
+        if left <= 0:
+            raise TimeoutError("the time of all checks is over (--limit-s)")
+        return left
+
+    def everything(self) -> None:
+        """Run what is asked for: one server a checkpoint, then the start that must fail."""
+        options = self.options
+        heavy = [name for name in ("speed", "cancel", "kill") if name in self._wanted]
+        light = [name for name in ("answers", "key") if name in self._wanted]
+        if options.big:
+            self.on_one_server(options.tiny, light, max_model_len=2048, gpu_memory_utilization=0.3)
+            self.on_one_server(options.big, heavy, max_model_len=4096, gpu_memory_utilization=0.8)
+        else:
+            self.on_one_server(options.tiny, light + heavy, max_model_len=2048, gpu_memory_utilization=0.3)
+        if "oom" in self._wanted:
+            self.record("oom", self.out_of_memory)
+
+    def on_one_server(self, checkpoint: Path, checks: list[str], **settings: Any) -> None:
+        """Serve a checkpoint and make some checks on it; where it does not start, each of them has failed."""
+        if not checks:
+            return
+        folder = self.folder(checkpoint, **settings)
+        try:
+            with served(
+                folder, self.work / f"{folder.name}.log", self.left_s(START_LIMIT_S), self._environment
+            ) as server:
+                print(
+                    f"{self.options.back_end}: {checkpoint.name} is ready after {server.ready_s} s",
+                    flush=True,
+                )
+                for name in checks:
+                    self.record(name, lambda name=name: self.check(name, server, checkpoint))
+        except Exception as error:  # noqa: BLE001 - the start is part of each check
+            done = {result["check"] for result in self.results}
+            for name in checks:
+                if name not in done:
+                    self.results.append({"check": name, "ok": False, "failed": _told(error)})
+
+    def check(self, name: str, server: Served, checkpoint: Path) -> dict[str, Any]:
+        """Make one check on a running server."""
+        limit_s = self.left_s(LIMITS_S[name])
+        num, max_tokens = self.options.streams, 3500 if self.options.big else 900
+        if name == "speed":
+            return {**measure(server, checkpoint, self.options, limit_s), "ready_s": server.ready_s}
+        coroutine: Coroutine[Any, Any, dict[str, Any]]
+        if name == "answers":
+            coroutine = check_answers(server, json.loads((checkpoint / "qa.json").read_text()))
+        elif name == "key":
+            coroutine = check_key(server)
+        elif name == "cancel":
+            coroutine = check_cancellation(server, num=num, max_tokens=max_tokens)
+        else:
+            coroutine = check_kill(server, max_tokens=max_tokens, timeout_s=limit_s)
+        return {**uvloop.run(_limited(coroutine, limit_s)), "ready_s": server.ready_s}
+
+    def out_of_memory(self) -> dict[str, Any]:
+        """Start beside a process that leaves too little of the card's memory."""
+        if not has_gpu():
+            return {"ok": None, "skipped": "no NVIDIA GPU"}
+        options = self.options
+        leave_gib = options.leave_gib or (8.0 if options.big else 0.3)
+        folder = self.folder(
+            options.big or options.tiny, max_model_len=2048, gpu_memory_utilization=0.9, start_timeout="100s"
         )
-        questions = json.loads((options.tiny / "qa.json").read_text())
-        with served(folder, work / "tiny.log") as (_, ready):
-            record["tiny_ready_s"] = ready["ready_s"]
-            print(f"{options.back_end}: the tiny checkpoint is ready after {ready['ready_s']} s", flush=True)
-            record["answers"] = attempt(
-                "answers", lambda: uvloop.run(check_answers(ready["address"], questions))
-            )
-    if options.leave_gib:
-        folder = make_folder(
-            work, options.tiny, options.back_end, options, max_model_len=2048, gpu_memory_utilization=0.9
-        )
-        record["out_of_memory"] = attempt(
-            "out_of_memory", lambda: check_out_of_memory(folder, work / "oom.log", options.leave_gib)
-        )
-    if options.big:
-        folder = make_folder(
-            work, options.big, options.back_end, options, max_model_len=4096, gpu_memory_utilization=0.8
-        )
-        with served(folder, work / "big.log") as (server, ready):
-            record["big_ready_s"] = ready["ready_s"]
-            print(f"{options.back_end}: the 7B checkpoint is ready after {ready['ready_s']} s", flush=True)
-            if options.rounds:
-                record["speed"] = attempt("speed", lambda: measure(server, ready, options.big, options))
-            record["cancellation"] = attempt("cancellation", lambda: uvloop.run(check_cancellation(ready)))
-            record["kill"] = attempt("kill", lambda: uvloop.run(check_kill(server, ready)))
-    return record
+        with memory_holder(options.python, leave_gib):
+            limit_s = self.left_s(LIMITS_S["oom"])
+            result = check_out_of_memory(folder, self.work / "oom.log", limit_s, self._environment)
+        return {**result, "left_gib": leave_gib}
+
+    def record(self, name: str, check: Callable[[], dict[str, Any]]) -> None:
+        """Run one check; what goes wrong is part of the record, and the next check runs."""
+        began = time.monotonic()
+        try:
+            result = check()
+        except Exception as error:  # noqa: BLE001 - recorded
+            result = {"ok": False, "failed": _told(error)}
+        took_s = round(time.monotonic() - began, 1)
+        self.results.append({"check": name, "back_end": self.options.back_end, **result, "took_s": took_s})
+        print(f"  {name}: {'ok' if result['ok'] else json.dumps(result)} ({took_s} s)", flush=True)
+
+    def folder(self, checkpoint: Path, **settings: Any) -> Path:
+        """Write the model folder of a checkpoint for this back end."""
+        options, base = self.options, BACK_ENDS[self.options.back_end]
+        engine = {
+            "python": options.python,
+            "start_timeout": "8m",
+            **settings,
+            **json.loads(options.engine_options),
+        }
+        engine |= {"name": base["name"], "args": {**base.get("args", {}), **json.loads(options.engine_args)}}
+        if options.tensor_parallel_size > 1:
+            engine["tensor_parallel_size"] = options.tensor_parallel_size
+        name = f"{options.back_end}-{checkpoint.name}-{len(self.results)}"
+        return write_folder(self.work / name, checkpoint, engine, options.tensor_parallel_size)
 
 
-def attempt(name: str, check: Callable[[], Any]) -> Any:
-    """Run one check; what goes wrong is part of the record, and the next check runs."""
-    try:
-        result = check()
-    except Exception as error:  # noqa: BLE001 - recorded
-        result = {"failed": f"{type(error).__name__}: {error}"[:500]}
-    if name != "speed":
-        print(f"  {name}: {json.dumps(result)}", flush=True)
-    return result
+async def _limited(coroutine: Coroutine[Any, Any, dict[str, Any]], limit_s: float) -> dict[str, Any]:
+    async with asyncio.timeout(limit_s):
+        return await coroutine
 
 
-def main() -> None:
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[-3000:]
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--back-end", choices=BACK_ENDS, required=True)
-    parser.add_argument("--python", required=True, help="the interpreter that has the engine")
-    parser.add_argument("--engine-args", default="{}", help="JSON")
-    parser.add_argument(
-        "--engine-options", default="{}", help="JSON: more keys of config.yaml's engine section"
-    )
-    parser.add_argument("--tiny", type=Path)
-    parser.add_argument("--big", type=Path)
-    parser.add_argument(
-        "--leave-gib", type=float, default=0.0, help="memory left by the holder of the out-of-memory check"
-    )
-    parser.add_argument("--tensor-parallel-size", type=int, default=1)
-    parser.add_argument("--concurrency", default="1,100")
-    parser.add_argument("--input-tokens", type=int, default=2048)
-    parser.add_argument("--output-tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    add = parser.add_argument
+    add("--back-end", choices=BACK_ENDS, required=True)
+    add("--python", required=True, help="the interpreter that has the engine")
+    add("--checks", default="answers,key,speed,cancel,kill,oom", help="which, with commas between them")
+    add("--engine-args", default="{}", help="JSON: engine.args of config.yaml, beside those of the back end")
+    add("--engine-options", default="{}", help="JSON: more keys of config.yaml's engine section")
+    add("--tiny", type=Path, required=True, help="examples/tiny-chat/checkpoint, which its train.py makes")
+    add("--big", type=Path, help="what random_checkpoint.py has made")
+    add("--leave-gib", type=float, help="memory left by the holder of the check 'oom'")
+    add("--limit-s", type=float, help="of all checks together; 230 without 'speed', 590 with it")
+    add("--streams", type=int, default=100, help="of the check 'cancel'")
+    add("--tensor-parallel-size", type=int, default=1)
+    add("--concurrency", default="1,100")
+    add("--input-tokens", type=int, default=2048)
+    add("--output-tokens", type=int, default=512)
+    add("--rounds", type=int, default=2)
+    add("--work", type=Path, help="where folders and logs are kept; a temporary folder otherwise")
+    add("--json", type=Path, help="a file for the whole record")
     options = parser.parse_args()
+    unknown = set(options.checks.split(",")) - set(LIMITS_S)
+    if unknown:
+        parser.error(f"there is no check {', '.join(sorted(unknown))}: choose from {', '.join(LIMITS_S)}")
     options.python = str(Path(options.python).expanduser())
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    record = run(options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    options.tiny = options.tiny.resolve()
+    options.big = options.big and options.big.resolve()
+    options.limit_s = options.limit_s or (590 if "speed" in options.checks else 230)
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    # SIGTERM ends the program like Ctrl-C does: what it has started is ended first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    run = Run(options)
+    began = time.monotonic()
+    try:
+        run.everything()
+    finally:
+        record = {
+            "back_end": options.back_end,
+            "command": " ".join(sys.argv[1:]),
+            "took_s": round(time.monotonic() - began, 1),
+            "checks": {result["check"]: result for result in run.results},
+        }
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{options.back_end}: {record['took_s']} s, logs in {run.work}", flush=True)
+        for result in run.results:
+            print(json.dumps({"back_end": options.back_end, **result}), flush=True)
+    sys.exit(0 if all(result["ok"] is not False for result in run.results) else 1)
 
 
 if __name__ == "__main__":

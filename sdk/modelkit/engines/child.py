@@ -7,6 +7,7 @@ differently from the others.
 import asyncio
 import logging
 import os
+import secrets
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import orjson
 
 from modelkit.config import EngineConfig
+from modelkit.engines._with_key import KEY_VARIABLE
 from modelkit.engines.engine_log import Stage
 from modelkit.engines.environments import find_python
 from modelkit.engines.flags import Flags, render_args, render_options
@@ -33,11 +35,14 @@ from modelkit.errors import (
     OverloadedError,
     UnavailableError,
     UnimplementedError,
+    UsageError,
 )
 
 __all__ = ["ChildEngine", "room_by_tokenizer"]
 
 _log = logging.getLogger("modelkit.engine")
+
+_WITH_KEY = Path(__file__).with_name("_with_key.py")
 
 # Answers that show the server alive, though it gives no text: an embedding model's, or a busy one's.
 _ALIVE = (InvalidArgumentError, NotFoundError, OverloadedError, UnimplementedError)
@@ -51,6 +56,10 @@ class ChildEngine(OpenAIEngine):
     # What the engine's log says of its start, in order.
     stages: ClassVar[Sequence[Stage]] = ()
     health_path: ClassVar[str] = "/health"
+    # The environment variable that gives the server its key.
+    key_variable: ClassVar[str] = KEY_VARIABLE
+    # The option for it, where the server has no such variable: then its module is run by `_with_key`.
+    key_option: ClassVar[str] = ""
 
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         super().__init__(config, checkpoint_dir, model_id)
@@ -65,6 +74,22 @@ class ChildEngine(OpenAIEngine):
     def environment(self) -> Mapping[str, str]:
         """Return what the server's environment has beside this process's."""
         return {}
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether the server can be given a key, with which nobody but modelkit can use its port."""
+        return True
+
+    def run_module(self, python: str, module: str) -> list[str]:
+        """Return how a module of the engine is run, with the server's key where that is an option of it."""
+        if self.key_option and self.takes_key:
+            return [python, str(_WITH_KEY), self.key_option, module]
+        return [python, "-m", module]
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """Return one of `engine.args`, however its dashes are written."""
+        spelled = {key.lstrip("-").replace("_", "-"): value for key, value in self.config.args.items()}
+        return spelled.get(name, default)
 
     async def start(self) -> None:
         """Find the engine's Python, start the server, wait for its first token.
@@ -105,7 +130,7 @@ class ChildEngine(OpenAIEngine):
     def has_chat_template(self) -> bool:
         """Whether the checkpoint brings a chat template, or the options name one."""
         assert self.checkpoint_dir is not None
-        if any(name.replace("_", "-").lstrip("-") == "chat-template" for name in self.config.args):
+        if self.arg("chat-template") is not None:
             return True
         if any(
             (self.checkpoint_dir / name).exists() for name in ("chat_template.jinja", "chat_template.json")
@@ -119,6 +144,12 @@ class ChildEngine(OpenAIEngine):
 
     def arguments(self) -> list[str]:
         """Return the options of config.yaml as this engine's arguments. Raises UsageError for one it does not have."""
+        for name in ("api-key", "api-keys"):
+            if self.arg(name) is not None:
+                raise UsageError(
+                    f"engine.args.{name}: the engine's port gets a new key at each start, which only modelkit knows",
+                    cure="leave it out; the key of your callers is `modelkit serve --api-key-env NAME`",
+                )
         options = self.config.model_dump(include=set(self.flags))
         return render_options(self.name, self.flags, options) + render_args(self.config.args)
 
@@ -139,13 +170,17 @@ class ChildEngine(OpenAIEngine):
         self.down_reason = "" if is_well else reason
 
     def _launch(self, port: int) -> Launch:
+        api_key = secrets.token_hex(24) if self.takes_key else ""
+        self.upstream.use_key(api_key)
         # An interpreter without its folder on the PATH finds no ninja, with which engines compile kernels.
         path = f"{Path(self._python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return Launch(
             command=[*self.command(self._python, port), *self.arguments()],
             port=port,
             health_path=self.health_path,
+            api_key=api_key,
             environment={
+                **({self.key_variable: api_key} if api_key else {}),
                 "PATH": path,
                 "HF_HUB_OFFLINE": "1",
                 "TOKENIZERS_PARALLELISM": "false",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
 from collections import deque
@@ -20,6 +21,8 @@ _MAX_LINE_BYTES = 64 * 1024
 _MAX_FILE_BYTES = 32 * 1024 * 1024
 _KEPT_S = 14 * 24 * 3600.0
 _READ_BYTES = 64 * 1024
+_FOLDER_MODE = 0o700
+_FILE_MODE = 0o600
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -35,15 +38,19 @@ class EngineLog:
     """Reads an engine's output to its end. One run of the engine, one EngineLog.
 
     `path` is the file of this run; that of the run before, or the part before the last 32 MiB, stays beside it as
-    `.previous.log`. A file that cannot be written is given up: an engine must never wait for its log.
+    `.previous.log`. Only its owner can read it, for engines print what they are asked. A file that cannot be written is
+    given up: an engine must never wait for its log. `secret`, if there is one, is written as ***.
     """
 
-    def __init__(self, path: Path, stages: Sequence[Stage], on_stage: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, stages: Sequence[Stage], on_stage: Callable[[str], None], *, secret: str = ""
+    ) -> None:
         self.path = path
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         # Stages come in order; those passed, and all of them once the engine is ready, are no longer looked for.
         self._stages = list(stages)
         self._on_stage = on_stage
+        self._secret = secret
         self._file: IO[str] | None = None
         self._num_bytes = 0
 
@@ -58,6 +65,8 @@ class EngineLog:
             async for line, is_final in _lines(stream):
                 self._find_stage(line)
                 if is_final:
+                    if self._secret:
+                        line = line.replace(self._secret, "***")  # noqa: PLW2901 - the line as it may be shown
                     self.tail.append(line)
                     self._write(line)
                     _log.debug("%s", line)
@@ -73,11 +82,13 @@ class EngineLog:
 
     def _open(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
+            self.path.parent.chmod(_FOLDER_MODE)  # also where it is older than this rule
             _remove_old(self.path.parent)
             if self.path.exists():
                 self.path.replace(self.path.with_suffix(".previous.log"))
-            self._file = self.path.open("w", encoding="utf-8", errors="replace")
+            opened = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
+            self._file = os.fdopen(opened, "w", encoding="utf-8", errors="replace")
             self._num_bytes = 0
         except OSError as error:
             _log.warning("the engine's output is not kept: %s", error)

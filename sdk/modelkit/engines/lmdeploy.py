@@ -37,6 +37,7 @@ class LmdeployEngine(ChildEngine):
     """Runs LMDeploy's API server. `engine.args.backend` is turbomind (the default) or pytorch."""
 
     name = "lmdeploy"
+    key_option = "--api-keys"
     flags: ClassVar[Flags] = {
         "tensor_parallel_size": flag("--tp"),
         "max_model_len": flag("--session-len"),
@@ -70,8 +71,7 @@ class LmdeployEngine(ChildEngine):
     @property
     def backend(self) -> str:
         """Which of LMDeploy's two engines runs the model."""
-        spelled = {name.lstrip("-"): value for name, value in self.config.args.items()}
-        backend = spelled.get("backend", BACKENDS[0])
+        backend = self.arg("backend", BACKENDS[0])
         if backend not in BACKENDS:
             raise UsageError(
                 f"LMDeploy has no backend '{backend}'", cure=f"use one of: {', '.join(BACKENDS)}"
@@ -81,7 +81,7 @@ class LmdeployEngine(ChildEngine):
     def command(self, python: str, port: int) -> list[str]:
         """Return the launch of the API server."""
         return [
-            *(python, "-m", "lmdeploy", "serve", "api_server", str(self.checkpoint_dir)),
+            *(*self.run_module(python, "lmdeploy"), "serve", "api_server", str(self.checkpoint_dir)),
             *("--backend", self.backend, "--model-name", self.served_name),
             *("--server-name", "127.0.0.1", "--server-port", str(port)),
         ]

@@ -40,11 +40,13 @@ _PORT_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How one engine's server is started: on which port, and how its health is asked for."""
+    """How one engine's server is started: on which port, with which key, and how its health is asked for."""
 
     command: Sequence[str]
     port: int
     health_path: str = "/health"
+    # What a request to the server has to show; it is kept out of the log.
+    api_key: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
 
@@ -144,7 +146,7 @@ class EngineProcess:
         launch = self._make_launch(_free_port())
         started = time.monotonic()
         self._on_stage("importing")
-        self._log = EngineLog(self.log_path, launch.stages, self._on_stage)
+        self._log = EngineLog(self.log_path, launch.stages, self._on_stage, secret=launch.api_key)
         self._process = await self._spawn(launch)
         assert self._process.stdout is not None
         self._reader = asyncio.create_task(self._log.read(self._process.stdout), name=f"log of {self.name}")
@@ -183,7 +185,8 @@ class EngineProcess:
 
     async def _poll_until_ready(self, launch: Launch) -> None:
         timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        headers = {"Authorization": f"Bearer {launch.api_key}"} if launch.api_key else {}
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             while not await _is_healthy(session, launch.url + launch.health_path):  # noqa: ASYNC110 - it is another process
                 await asyncio.sleep(_POLL_S)
         self._on_stage("answering a first request")

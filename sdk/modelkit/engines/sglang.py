@@ -33,6 +33,7 @@ class SglangEngine(ChildEngine):
 
     name = "sglang"
     streams_usage = True
+    key_option = "--api-key"
     flags: ClassVar[Flags] = {
         "tensor_parallel_size": flag("--tp-size"),
         "max_model_len": flag("--context-length"),
@@ -63,9 +64,14 @@ class SglangEngine(ChildEngine):
     def command(self, python: str, port: int) -> list[str]:
         """Return the launch of the server."""
         return [
-            *(python, "-m", "sglang.launch_server", "--model-path", str(self.checkpoint_dir)),
+            *(*self.run_module(python, "sglang.launch_server"), "--model-path", str(self.checkpoint_dir)),
             *("--served-model-name", self.served_name, "--host", "127.0.0.1", "--port", str(port)),
         ]
+
+    @property
+    def takes_key(self) -> bool:
+        """False for the two ways of serving with which SGLang refuses a key."""
+        return int(self.arg("tokenizer-worker-num", 1)) <= 1 and self.arg("grpc-port") is None
 
     def arguments(self) -> list[str]:
         """Add the metrics route, which is off by default."""

@@ -22,6 +22,7 @@ class TgiEngine(ChildEngine):
     """Runs TGI's launcher where it is on the PATH: inside TGI's image."""
 
     name = "tgi"
+    key_variable = "API_KEY"
     flags: ClassVar[Flags] = {
         "tensor_parallel_size": flag("--num-shard"),
         "max_model_len": flag("--max-total-tokens"),

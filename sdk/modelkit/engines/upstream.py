@@ -78,9 +78,14 @@ class Upstream:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.traffic = Traffic()
         self._headers = {"Content-Type": "application/json"}
+        self.use_key(api_key)
+        self._session: aiohttp.ClientSession | None = None
+
+    def use_key(self, api_key: str | None) -> None:
+        """Send this key with every request from now on: a restarted engine has another."""
+        self._headers.pop("Authorization", None)
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         """Close the pooled connections; what still streams fails with UnavailableError."""

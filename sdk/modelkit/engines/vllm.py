@@ -21,6 +21,7 @@ class VllmEngine(ChildEngine):
 
     name = "vllm"
     streams_usage = True
+    key_variable = "VLLM_API_KEY"
     flags: ClassVar[Flags] = {
         "tensor_parallel_size": flag("--tensor-parallel-size"),
         "max_model_len": flag("--max-model-len"),
@@ -66,7 +67,7 @@ class VllmEngine(ChildEngine):
     def command(self, python: str, port: int) -> list[str]:
         """Return `vllm serve` by its module, which needs no script on the PATH."""
         return [
-            *(python, "-m", "vllm.entrypoints.openai.api_server"),
+            *self.run_module(python, "vllm.entrypoints.openai.api_server"),
             *("--model", str(self.checkpoint_dir), "--served-model-name", self.served_name),
             *("--host", "127.0.0.1", "--port", str(port)),
         ]
