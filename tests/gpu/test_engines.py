@@ -85,6 +85,10 @@ async def test_the_engines_own_port_is_closed_to_others(server):
 @pytest.fixture
 def busy_server(request, back_end, tmp_path):
     """A server whose streams last: of the big checkpoint, beside the tiny one's; else the tiny one's."""
+    if not HAS_GPU:
+        pytest.skip(
+            "on a CPU tests/integration/test_vllm.py counts, whose engine answers its metrics in time"
+        )
     if not BIG_CHECKPOINT:
         if BACK_ENDS[back_end]["name"] == "lmdeploy":
             pytest.skip(
@@ -99,8 +103,8 @@ def busy_server(request, back_end, tmp_path):
 
 
 async def test_half_of_the_streams_cancelled_end_in_the_engine(busy_server):
-    max_tokens = 3500 if BIG_CHECKPOINT else 1500 if HAS_GPU else 900
-    result = await check_cancellation(busy_server, num=100 if HAS_GPU else 16, max_tokens=max_tokens)
+    max_tokens = 3500 if BIG_CHECKPOINT else 1500
+    result = await check_cancellation(busy_server, num=100, max_tokens=max_tokens)
     assert result["ok"], result
 
 

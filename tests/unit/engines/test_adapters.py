@@ -10,6 +10,7 @@ from modelkit.engines.lmdeploy import LmdeployEngine, _StreamCutter
 from modelkit.engines.sampling import SamplingParams
 from modelkit.engines.sglang import SglangEngine
 from modelkit.engines.tgi import TgiEngine
+from modelkit.engines.upstream import Upstream
 from modelkit.engines.vllm import VllmEngine
 from modelkit.errors import EngineError, InvalidArgumentError, NotFoundError, UsageError
 
@@ -234,6 +235,54 @@ def test_images_as_data_pass(tmp_path):
     make("vllm", tmp_path)._prepare(
         "/chat/completions", json.dumps({"messages": [{"content": [part]}]}).encode()
     )
+
+
+KEY_VARIABLES = {
+    "vllm": "VLLM_API_KEY",
+    "sglang": "MODELKIT_ENGINE_KEY",
+    "lmdeploy": "MODELKIT_ENGINE_KEY",
+    "tgi": "API_KEY",
+}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_each_start_has_a_key_of_its_own_that_no_command_line_shows(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelkit.engines.tgi.shutil.which", lambda _: "/tgi")
+    engine = make(name, tmp_path)
+    engine.upstream = Upstream(name, "")
+    first, second = engine._launch(80), engine._launch(81)
+    assert len(second.api_key) >= 32
+    assert first.api_key != second.api_key
+    assert second.environment[KEY_VARIABLES[name]] == second.api_key
+    assert not any(second.api_key in word for word in second.command)
+    assert engine.upstream._headers["Authorization"] == f"Bearer {second.api_key}"
+
+
+def test_sglang_and_lmdeploy_get_the_key_as_an_option_inside_their_process(tmp_path):
+    sglang, lmdeploy = (
+        make("sglang", tmp_path).command("/py", 80),
+        make("lmdeploy", tmp_path).command("/py", 80),
+    )
+    assert sglang[1].endswith("_with_key.py")
+    assert sglang[2:5] == ["--api-key", "sglang.launch_server", "--model-path"]
+    assert lmdeploy[2:5] == ["--api-keys", "lmdeploy", "serve"]
+
+
+@pytest.mark.parametrize("option", [{"tokenizer-worker-num": 4}, {"--grpc_port": 50051}])
+def test_sglang_gets_no_key_where_it_refuses_one(option, tmp_path):
+    engine = make("sglang", tmp_path, args=option)
+    engine.upstream = Upstream("sglang", "")
+    launch = engine._launch(80)
+    assert launch.api_key == ""
+    assert launch.command[1:3] == ["-m", "sglang.launch_server"]
+    assert "Authorization" not in engine.upstream._headers
+
+
+@pytest.mark.parametrize("name", ["api-key", "--api-keys", "api_key"])
+def test_a_key_in_the_engines_options_is_refused(name, tmp_path):
+    with pytest.raises(UsageError, match="a new key at each start") as error:
+        make("vllm", tmp_path, args={name: "mine"}).arguments()
+    assert "--api-key-env" in error.value.cure
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
