@@ -33,6 +33,7 @@ class Supervised:
         self.options = list(options)
         self.stages = []
         self.health = []
+        self.given_up = []
         self.ports = []
         self.upstream = Upstream("fake", "")
         self.process = EngineProcess(
@@ -44,6 +45,7 @@ class Supervised:
             traffic=self.upstream.traffic,
             on_stage=self.stages.append,
             on_health=lambda well, reason: self.health.append((well, reason)),
+            on_given_up=self.given_up.append,
             patience=patience,
             restarts=restarts,
         )
@@ -258,6 +260,20 @@ async def test_an_engine_that_is_killed_ends_its_streams_and_is_back_soon(superv
     assert engine.process.num_restarts == 1
 
 
+async def test_a_death_is_told_before_what_it_left_behind_has_ended(supervise):
+    engine = supervise("--stubborn", "--worker")  # the worker holds out against SIGTERM, for seconds
+    await engine.process.start()
+    guard = engine.process.pid
+    down, up = asyncio.create_task(engine.hears(False)), asyncio.create_task(engine.hears(True))
+    await asyncio.sleep(0)
+    os.kill(engine_pid(engine), signal.SIGKILL)
+    assert await down == "fake was ended by SIGKILL"
+    assert is_alive(guard)
+    assert descendants(guard)
+    await up
+    assert not is_alive(guard)
+
+
 async def test_a_killed_guard_is_noticed_and_leaves_no_second_engine(supervise):
     engine = supervise("--worker")
     await engine.process.start()
@@ -279,7 +295,9 @@ async def test_an_engine_that_keeps_dying_is_given_up(supervise):
     async with asyncio.timeout(15):
         while len(engine.health) < 2:
             await asyncio.sleep(0.02)
-    assert engine.health[-1] == (False, "fake was ended by SIGKILL; started 2 times again, and now no more")
+    reason = "fake was ended by SIGKILL; started 2 times again, and now no more"
+    assert engine.health[-1] == (False, reason)
+    assert engine.given_up == [reason]
     assert engine.process.pid is None
 
 

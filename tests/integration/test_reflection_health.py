@@ -68,6 +68,19 @@ async def test_a_client_that_knows_only_reflection_calls_the_model():
 # -------------------------------------------------------------------------------------------------------------- health
 
 
+async def test_a_model_that_will_not_answer_again_is_not_alive():
+    class Dying(Greeter):
+        dead_reason = ""
+
+    async with serving(Dying) as peer:
+        assert await status_of(peer, LIVENESS) == SERVING
+        peer.server.predictor.model.dead_reason = "the engine was given up"
+        async with asyncio.timeout(10):
+            while await status_of(peer, LIVENESS) == SERVING:
+                await asyncio.sleep(0.02)
+        assert await status_of(peer, LIVENESS) == NOT_SERVING
+
+
 async def test_liveness_and_readiness_are_apart():
     async with serving(Greeter, load=False) as peer:
         assert await status_of(peer, LIVENESS) == SERVING

@@ -1,6 +1,6 @@
 """Runs a command and makes sure that nothing of it outlives modelkit, however modelkit ends.
 
-    python _guard.py COMMAND...
+    python _guard.py [--tell FD] COMMAND...
 
 Standard input is a pipe that only modelkit holds: its end says that modelkit is gone, also after SIGKILL. Then the
 command is ended, politely first. Processes that it leaves behind become children of the guard (Linux:
@@ -9,6 +9,9 @@ PR_SET_CHILD_SUBREAPER), so they are found even in a session of their own and af
 There are two guards, one inside the other: `modelkit → guard → guard → command`. Each ends everything when the other
 has been killed, the outer one because the orphans become its children, the inner one because its standard input ends.
 Should all three be killed at once, the kernel ends the command itself (PR_SET_PDEATHSIG).
+
+Tidying up after a command that has ended may take seconds. That it has ended is told at once: its exit code is written
+to the file descriptor FD, which is closed where a guard ends otherwise.
 
 A guard exits with the command's exit code, or 128 + N where signal N ended it. Standard library only, and the -S and
 -I of Python: it starts in 10 ms. Linux only.
@@ -25,6 +28,7 @@ import time
 from pathlib import Path
 
 _INNER = "--inner"
+_TELL = "--tell"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # How long a command that is told to end may take to end its workers; an outer guard waits for the inner one.
@@ -47,24 +51,48 @@ def main(arguments: list[str]) -> int:
         # These reach modelkit too, which decides. Handlers, for SIG_IGN would be inherited by the command.
         signal.signal(number, lambda *_: None)
     is_inner = arguments[0] == _INNER
-    command = arguments[1:] if is_inner else [sys.executable, "-IS", __file__, _INNER, *arguments]
+    tell_fd, command = _read_tell(arguments[1:] if is_inner else arguments)
+    if not is_inner:
+        command = [sys.executable, "-IS", __file__, _INNER, *arguments]
     try:
         child = subprocess.Popen(  # noqa: S603 - the command is the engine that config.yaml names
             command,
             stdin=subprocess.DEVNULL if is_inner else subprocess.PIPE,
             start_new_session=True,
+            pass_fds=() if is_inner or tell_fd is None else (tell_fd,),
             preexec_fn=_die_with_parent if is_inner else None,  # noqa: PLW1509 - there are no threads here
         )
     except OSError as error:
         print(f"cannot run {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return _NOT_FOUND
+    if tell_fd is not None and not is_inner:
+        os.close(tell_fd)  # the inner one tells; its end is then the end of what can be told
     _wait_for_an_end(child, wake_fd)
     code = child.poll()
+    if code is not None and tell_fd is not None and is_inner:
+        _tell(tell_fd, _exit_code(code))
     if code is None:
         _end_politely(child, _POLITE_S if is_inner else _POLITE_OUTER_S)
     _end_leftovers()
-    code = child.wait() if code is None else code
+    return _exit_code(child.wait() if code is None else code)
+
+
+def _read_tell(arguments: list[str]) -> tuple[int | None, list[str]]:
+    """Return the file descriptor to tell the end on, if there is one, and the command."""
+    if arguments[0] == _TELL:
+        return int(arguments[1]), arguments[2:]
+    return None, arguments
+
+
+def _exit_code(code: int) -> int:
+    """Return the exit code for Popen's: 128 + N where signal N ended the command."""
     return code if code >= 0 else 128 - code
+
+
+def _tell(tell_fd: int, code: int) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        os.write(tell_fd, str(code).encode())
+    os.close(tell_fd)
 
 
 def _die_with_parent() -> None:

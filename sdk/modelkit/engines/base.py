@@ -61,6 +61,8 @@ class Engine(ABC):
     name: ClassVar[str]
     # Why the engine cannot answer at the moment (its server has died and is being restarted); "" where it can.
     down_reason: str = ""
+    # Why it never will again: its server has been restarted too many times. "" while there is hope.
+    dead_reason: str = ""
 
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         self.config = config

@@ -116,6 +116,7 @@ class ChildEngine(OpenAIEngine):
             traffic=self.upstream.traffic,
             on_stage=self.on_stage,
             on_health=self._hear_health,
+            on_given_up=self._hear_given_up,
         )
         await self.process.start()
 
@@ -168,6 +169,9 @@ class ChildEngine(OpenAIEngine):
 
     def _hear_health(self, is_well: bool, reason: str) -> None:
         self.down_reason = "" if is_well else reason
+
+    def _hear_given_up(self, reason: str) -> None:
+        self.dead_reason = reason
 
     def _launch(self, port: int) -> Launch:
         api_key = secrets.token_hex(24) if self.takes_key else ""

@@ -112,6 +112,11 @@ class LLM(Model):
         """Why the engine cannot answer at the moment."""
         return self.engine.down_reason if hasattr(self, "engine") else ""
 
+    @property
+    def dead_reason(self) -> str:
+        """Why the engine will not answer again."""
+        return self.engine.dead_reason if hasattr(self, "engine") else ""
+
     @method
     async def predict(
         self,

@@ -72,7 +72,8 @@ class EngineProcess:
     `make_launch` is asked for a Launch with a fresh port each time. `probe` gets the base URL and returns when the
     engine has produced a token; it raises EngineError where the engine fails, UnavailableError where it is not there
     yet. `traffic` is counted by those who send requests. `on_stage` hears the name of each phase of a start; `on_health`
-    hears (False, reason) when the engine has died or no longer answers, and (True, "") when it is back.
+    hears (False, reason) when the engine has died or no longer answers, and (True, "") when it is back; `on_given_up`
+    hears the reason when it is not started again any more.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class EngineProcess:
         traffic: Traffic | None = None,
         on_stage: Callable[[str], None] = lambda _: None,
         on_health: Callable[[bool, str], None] = lambda _, __: None,
+        on_given_up: Callable[[str], None] = lambda _: None,
         patience: Patience | None = None,
         restarts: RestartPolicy | None = None,
     ) -> None:
@@ -99,9 +101,13 @@ class EngineProcess:
         self._traffic = traffic or Traffic()
         self._on_stage = on_stage
         self._on_health = on_health
+        self._on_given_up = on_given_up
         self._patience = patience or Patience()
         self._restarts = restarts or RestartPolicy()
         self._process: asyncio.subprocess.Process | None = None
+        # Where the guard tells the engine's end, before it tidies up.
+        self._last_word = asyncio.StreamReader()
+        self._last_word_pipe: asyncio.BaseTransport | None = None
         self._log = EngineLog(log_path, (), on_stage)
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -166,8 +172,25 @@ class EngineProcess:
         if sys.platform != "linux":
             raise EngineError(f"{self.name} runs on Linux only", cure="use engine.name: transformers")
         _log.debug("starting %s", " ".join(launch.command))
+        tell_fd = await self._listen_for_last_word()
+        try:
+            return await self._spawn_guard(launch, tell_fd)
+        finally:
+            os.close(tell_fd)  # the guard's own is the only one left: that it is closed tells too
+
+    async def _listen_for_last_word(self) -> int:
+        """Make the pipe on which the guard tells the engine's end; return the guard's side of it."""
+        read_fd, tell_fd = os.pipe()
+        reader = self._last_word = asyncio.StreamReader()
+        self._last_word_pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", 0)
+        )
+        return tell_fd
+
+    async def _spawn_guard(self, launch: Launch, tell_fd: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-IS", str(_GUARD), *launch.command),
+            *(sys.executable, "-IS", str(_GUARD), "--tell", str(tell_fd), *launch.command),
+            pass_fds=(tell_fd,),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -235,10 +258,15 @@ class EngineProcess:
         """Return why the engine has to be started again."""
         assert self._process is not None
         silence = wait_until_wedged(lambda: self._probe(self.url), self._traffic, self._patience)
-        is_silent, result = await _first(silence, self._process.wait())
+        is_silent, result = await _first(silence, self._wait_for_end(self._process))
         if is_silent:
             return f"{self.name} no longer answers ({result})"
         return f"{self.name} {_ending(result)}"
+
+    async def _wait_for_end(self, process: asyncio.subprocess.Process) -> int:
+        """Return the engine's exit code as soon as it has ended; the guard tidies up meanwhile, and ends later."""
+        last_word = await self._last_word.read()
+        return int(last_word) if last_word else await process.wait()
 
     async def _restart(self, reason: str) -> bool:
         """Try to bring the engine back; False when the limit is reached."""
@@ -261,7 +289,9 @@ class EngineProcess:
                 _log.error("%s", error)
                 continue
             return True
-        self._on_health(False, f"{reason}; started {self.num_restarts} times again, and now no more")
+        reason = f"{reason}; started {self.num_restarts} times again, and now no more"
+        self._on_health(False, reason)
+        self._on_given_up(reason)
         _log.error("%s is not started again: it has failed %d times", self.name, self.num_restarts)
         return False
 
@@ -280,6 +310,8 @@ class EngineProcess:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             await self._finish_log()
+            if self._last_word_pipe is not None:
+                self._last_word_pipe.close()
             # Only now: where this is cancelled half-way, the next one has to go on.
             self._process = None
 

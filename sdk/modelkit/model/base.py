@@ -69,6 +69,11 @@ class Model:
         return ""
 
     @property
+    def dead_reason(self) -> str:
+        """Why a loaded model will never answer again, "" while there is hope: then liveness fails, to be started anew."""
+        return ""
+
+    @property
     def config(self) -> Config:
         """The model folder's config.yaml, checked."""
         return self.context.config

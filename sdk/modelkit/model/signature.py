@@ -19,6 +19,7 @@ from modelkit.datatypes import Media, Tensor, Text
 from modelkit.errors import InvalidArgumentError, Violation, closest
 from modelkit.model.base import METHOD_ATTRIBUTE, Model, method
 from modelkit.model.fields import REQUIRED
+from modelkit.model.results import ResultCheck
 from modelkit.model.types import (
     ArgumentSpec,
     TypeKind,
@@ -55,7 +56,7 @@ class Signature:
 
     `is_async` says whether it runs on the event loop (`async def`) or in a thread. `result` describes one item where
     the result is a stream. `streamed` is the name of the argument that arrives item by item, "" where there is none.
-    `binds_slowly` is True where checking the arguments decodes images or copies tensors, which is work for a thread.
+    `check_result` holds what the method gives against its annotation. `binds_slowly` is True where checking the arguments decodes images or copies tensors, which is work for a thread.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Signature:
     fill_in: Mapping[str, Callable[[], Any]]
     binds_slowly: bool
     required: frozenset[str]
+    check_result: ResultCheck
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Check decoded arguments and turn them into the author's types; what is left out keeps its default.
@@ -188,6 +190,7 @@ def read_signature(model_class: type[Model], name: str) -> Signature:
             name for name, wire in wires.items() if wire.default is REQUIRED and name != streamed
         ),
         binds_slowly=any(_is_heavy(wire.spec) for wire in wires.values()),
+        check_result=ResultCheck(result, describe_type(result)),
     )
 
 

@@ -30,7 +30,8 @@ __all__ = ["LIVENESS", "SERVICE_NAME", "Server", "ServerOptions", "TlsFiles"]
 _log = logging.getLogger("modelkit.server")
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
-# Health checks of this name ask whether the process is alive; of "" and SERVICE_NAME, whether it takes calls.
+# Health checks of this name ask whether the process is alive and of use: not once its engine has been given up. Those of
+# "" and SERVICE_NAME ask whether it takes calls.
 LIVENESS: Final = "liveness"
 
 # How late a health watcher may hear of it; calls and HTTP's /ready ask each time.
@@ -199,8 +200,9 @@ class Server:
             self.http_url = await self._http.start(options.host, options.http_port, tls)
 
     async def _follow_readiness(self) -> None:
-        """Tell health watchers when a loaded model stops and starts answering: its engine dies and comes back."""
+        """Tell health watchers when a loaded model stops and starts answering: its engine dies and comes back, or not."""
         told = ""
+        is_dead = False
         while True:
             await asyncio.sleep(_READINESS_POLL_S)
             reason = self.predictor.unready_reason()
@@ -208,6 +210,10 @@ class Server:
                 _log.warning("not ready: %s", reason) if reason else _log.info("ready again")
                 await self._set_ready(ready=not reason)
             told = reason
+            if not is_dead and (dead_reason := self.predictor.dead_reason()):
+                is_dead = True
+                _log.error("not alive: %s; this process has to be started again", dead_reason)
+                await self._health.set(LIVENESS, _NOT_SERVING)
 
     async def _set_ready(self, *, ready: bool) -> None:
         for name in ("", SERVICE_NAME):

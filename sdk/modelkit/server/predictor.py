@@ -98,6 +98,10 @@ class Predictor:
             return f"the model is {self._state}"
         return self.model.unready_reason
 
+    def dead_reason(self) -> str:
+        """Say why the process has to be started again, "" where it has not."""
+        return self.model.dead_reason if self._state is State.READY else ""
+
     def drain(self) -> None:
         """Refuse new calls from now on; the ones that run go on."""
         if self._state is State.READY:
@@ -151,11 +155,12 @@ class Predictor:
                 bound = await self._bind(signature, arguments) if slow else signature.bind(arguments)
                 function = getattr(self.model, signature.name)
                 if signature.is_async:
-                    return await function(**bound)
+                    return signature.check_result(signature.name, await function(**bound))
                 threaded = self._submit(functools.partial(function, **bound))
                 result = await asyncio.wrap_future(threaded)
                 # A decorator may hide that a method is a coroutine function.
-                return await result if inspect.iscoroutine(result) else result
+                result = await result if inspect.iscoroutine(result) else result
+                return signature.check_result(signature.name, result)
             except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - author's code may raise anything
                 request.cancelled = True
                 _raise_as_call_error(error, request)
@@ -175,7 +180,7 @@ class Predictor:
                 async with aclosing(self._items(request, signature, bound)) as items:
                     async for item in items:
                         timer.item()
-                        yield item
+                        yield signature.check_result(signature.name, item)
 
     async def stream(
         self, request: Request, arguments: Mapping[str, Any], incoming: AsyncIterator[Any]
@@ -190,7 +195,7 @@ class Predictor:
                 async with aclosing(self._items(request, signature, bound, checked)) as items:
                     async for item in items:
                         timer.item()
-                        yield item
+                        yield signature.check_result(signature.name, item)
 
     def _find(self, name: str, kind: MethodKind) -> Signature:
         reason = self.unready_reason()

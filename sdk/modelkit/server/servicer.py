@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -14,7 +14,7 @@ from modelkit import codec
 from modelkit.errors import CallError, InternalError, InvalidArgumentError, OverloadedError, Violation
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
-from modelkit.model import Request, TypeKind, TypeSpec, Usage, describe_type
+from modelkit.model import Request, Usage
 from modelkit.server.description import describe_signature
 from modelkit.server.logs import REQUEST_ID_HEADER, log_call, request_id_from
 from modelkit.server.predictor import Predictor
@@ -44,9 +44,6 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         self._identity = identity
         methods = [describe_signature(signature) for signature in predictor.signatures.values()]
         self._identity.methods.extend(methods)
-        self._results = {
-            name: _ResultKinds(signature.result) for name, signature in predictor.signatures.items()
-        }
         self._num_opening = 0
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: ARG002, N802
@@ -109,13 +106,11 @@ class Servicer(pb_grpc.InferenceServiceServicer):
 
         await self._run_stream(call, context, start, pb.StreamResponse)
 
-    def _encode(self, method: str, value: Any) -> pb.Value:
-        """Encode a result, or one item of it. Raises InternalError where it is not what the annotation promises."""
-        promised = self._results[method]
-        if promised.widens and type(value) is int:
-            value = float(value)
+    @staticmethod
+    def _encode(method: str, value: Any) -> pb.Value:
+        """Encode a result, or one item of it. Raises InternalError where it has no place in the contract."""
         try:
-            encoded = codec.encode(value)
+            return codec.encode(value)
         except (TypeError, ValueError, RecursionError) as error:
             too_deep = isinstance(error, RecursionError)
             reason = "it is nested too deeply, or contains itself" if too_deep else str(error)
@@ -123,12 +118,6 @@ class Servicer(pb_grpc.InferenceServiceServicer):
                 f"the result of '{method}' cannot be sent: {reason}",
                 cure="return a value of the annotated type",
             ) from None
-        if promised.allowed and encoded.WhichOneof("kind") not in promised.allowed:
-            raise InternalError(
-                f"'{method}' promises {promised.shown} and gave {type(value).__name__}",
-                cure="return what the annotation says, or correct the annotation",
-            )
-        return encoded
 
     async def _opening(
         self, request_iterator: AsyncIterator[pb.StreamRequest | None], context: Context
@@ -346,42 +335,6 @@ def _item(call: Request, value: pb.Value) -> Any:
         return codec.decode(value)
     except ValueError as error:
         raise InvalidArgumentError(f"bad item in the stream of '{call.method}': {error}") from error
-
-
-class _ResultKinds:
-    """Which kinds of Value a method's annotation allows; what is inside of lists and objects is the author's word."""
-
-    def __init__(self, spec: TypeSpec) -> None:
-        self.shown = describe_type(spec)
-        self.allowed = _kinds(spec)
-        self.widens = self.allowed == {"float_value"}
-
-
-_KINDS: Final[Mapping[TypeKind, frozenset[str]]] = {
-    TypeKind.NULL: frozenset({"null_value"}),
-    TypeKind.BOOL: frozenset({"bool_value"}),
-    TypeKind.INT: frozenset({"int_value"}),
-    TypeKind.FLOAT: frozenset({"float_value"}),
-    TypeKind.STRING: frozenset({"string_value"}),
-    TypeKind.BYTES: frozenset({"bytes_value"}),
-    TypeKind.LIST: frozenset({"list_value"}),
-    TypeKind.TUPLE: frozenset({"list_value"}),
-    TypeKind.MAP: frozenset({"map_value"}),
-    TypeKind.OBJECT: frozenset({"map_value"}),
-    TypeKind.TENSOR: frozenset({"tensor_value"}),
-    TypeKind.IMAGE: frozenset({"image_value"}),
-    TypeKind.AUDIO: frozenset({"audio_value"}),
-    TypeKind.VIDEO: frozenset({"video_value"}),
-    TypeKind.TEXT: frozenset({"text_value", "string_value"}),
-}
-
-
-def _kinds(spec: TypeSpec) -> frozenset[str]:
-    """Return the allowed kinds, empty where any is."""
-    if spec.kind is TypeKind.UNION:
-        members = [_kinds(member) for member in spec.args]
-        return frozenset().union(*members) if all(members) else frozenset()
-    return _KINDS.get(spec.kind, frozenset())
 
 
 def _usage(usage: Usage) -> pb.Usage | None:

@@ -217,7 +217,7 @@ async def test_both_ways_at_the_same_time(url):
     """Each answer comes before the next item is sent."""
     host, port = httpx.URL(url).host, httpx.URL(url).port
     reader, writer = await asyncio.open_connection(host, port)
-    head = "POST /v1/methods/double?stream HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = "POST /v1/methods/double?stream HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head.encode() + b"3\r\n{}\n\r\n")
     for number in (1, 2, 3):
         writer.write(b"2\r\n%d\n\r\n" % number)
@@ -239,3 +239,25 @@ def test_the_description_is_json_with_schemas(url):
     assert methods["double"]["streamed_argument"] == "numbers"
     assert methods["describe_image"]["arguments"][1]["type"] == "Box | None"
     assert content["$defs"]["Box"]["required"] == ["left"]
+
+
+class Promises(Model):
+    @method
+    def predict(self, value: object) -> float:
+        return value  # type: ignore[return-value]
+
+    @method
+    async def generate(self, value: object) -> AsyncIterator[float]:
+        yield 1
+        yield value  # type: ignore[misc]
+
+
+def test_a_result_is_held_against_its_annotation_over_http_too():
+    with run_server(Promises, http=True) as server, httpx.Client(base_url=server.http_url) as http:
+        assert http.post("/v1/methods/predict", json={"value": 3}).text.startswith('{"result":3.0,')
+        response = http.post("/v1/methods/predict", json={"value": "3"})
+        assert response.status_code == 500
+        assert response.json()["error"]["message"] == "'predict' promises float and gave str"
+        events = http.post("/v1/methods/generate?stream", json={"value": None}).text
+        assert events.startswith("data: 1.0\n\n")
+        assert "'generate' promises float and gave NoneType" in events

@@ -57,6 +57,19 @@ def test_an_engine_that_is_down_is_not_ready():
         assert httpx.get(server.http_url + "/metrics/engine").status_code == 404
 
 
+def test_an_engine_that_is_given_up_ends_liveness():
+    with run_server(LLM, config=ECHO, http=True) as server:
+        engine = server.server.predictor.model.engine
+        engine.down_reason = "vllm ended with exit code -9"
+        assert httpx.get(server.http_url + "/health").status_code == 200
+        engine.dead_reason = engine.down_reason = (
+            "vllm was ended by SIGKILL; started 5 times again, and now no more"
+        )
+        response = httpx.get(server.http_url + "/health")
+        assert response.status_code == 503
+        assert response.json() == {"status": "dead", "reason": engine.dead_reason}
+
+
 def test_metrics_count_grpc_and_http_alike():
     with run_server(Greeter, http=True) as server, Client(server.address) as client:
         client.predict(name="A")

@@ -11,13 +11,14 @@ import orjson
 from aiohttp import hdrs, web
 
 from modelkit import __version__
-from modelkit.errors import CallError, InternalError, PermissionDeniedError, ServeError
+from modelkit.errors import CallError, InternalError, ServeError
 from modelkit.server.auth import ApiKey
 from modelkit.server.http.calls import REQUEST_ID, Calls, request_id_of
 from modelkit.server.http.errors import error_response, plain_error
 from modelkit.server.http.methods import MethodRoutes
 from modelkit.server.http.openai import OpenAIRoutes, has_openai
 from modelkit.server.http.openapi import openapi_document
+from modelkit.server.http.origins import Origins
 from modelkit.server.http.probes import ProbeRoutes
 from modelkit.server.logs import REQUEST_ID_HEADER
 from modelkit.server.predictor import Predictor
@@ -76,7 +77,7 @@ class HttpServer:
     ) -> None:
         self._predictor = predictor
         self._key = ApiKey(api_key) if api_key else None
-        self._cors_origins = frozenset(cors_origins)
+        self._origins = Origins(cors_origins)
         self._calls = Calls()
         self._info = identity.info()
         self._app = web.Application(client_max_size=max_body_bytes, middlewares=[self._frame])
@@ -111,6 +112,7 @@ class HttpServer:
                 cure="choose another with --http-port, or --http-port 0 for any free one; --no-http goes without",
             ) from error
         self._runner = runner
+        self._origins.listens_on = host
         bound: int = runner.addresses[0][1]
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
 
@@ -132,30 +134,16 @@ class HttpServer:
     @web.middleware
     async def _frame(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         request[REQUEST_ID] = request_id_of(request)
-        if self._cors_origins and request.method == hdrs.METH_OPTIONS and hdrs.ORIGIN in request.headers:
+        if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ORIGIN in request.headers:
             return web.Response(status=204)
         try:
-            self._check_origin(request)
+            self._origins.check(request.method, request.headers)
             self._check_key(request)
             return await handler(request)
         except ConnectionError:
             raise  # the reader has gone
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             return self._fault(request, error)
-
-    def _check_origin(self, request: web.Request) -> None:
-        """Refuse what a web page of another site sends: a browser lets it post, only not read the answer.
-
-        Without this every page a person opens could use the server on their own machine. Browsers tell, others don't.
-        """
-        if request.headers.get("Sec-Fetch-Site") != "cross-site" or request.method == hdrs.METH_GET:
-            return
-        origin = request.headers.get(hdrs.ORIGIN, "")
-        if not self._cors_origins & {origin, "*"}:
-            raise PermissionDeniedError(
-                f"pages of {origin or 'other sites'} may not call this server",
-                cure=f"allow them with --cors-origin {origin}" if origin else "",
-            )
 
     def _check_key(self, request: web.Request) -> None:
         if self._key is None or request.path in _OPEN_PATHS:
@@ -193,7 +181,7 @@ class HttpServer:
         response.headers[hdrs.SERVER] = "modelkit"
         response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
         origin = request.headers.get(hdrs.ORIGIN)
-        if origin is None or not self._cors_origins & {origin, "*"}:
+        if origin is None or not self._origins.has(origin):
             return
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = REQUEST_ID_HEADER

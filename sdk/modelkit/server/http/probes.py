@@ -30,7 +30,10 @@ class ProbeRoutes:
         ]
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        reason = self._predictor.dead_reason()
+        if not reason:
+            return web.json_response({"status": "ok"})
+        return web.json_response({"status": "dead", "reason": reason}, status=503)
 
     async def _ready(self, _request: web.Request) -> web.Response:
         reason = self._predictor.unready_reason()
