@@ -9,7 +9,8 @@
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
         ├── NotFoundError                  NOT_FOUND
-        │   └── MethodNotFoundError        NOT_FOUND
+        │   ├── MethodNotFoundError        NOT_FOUND
+        │   └── ModelNotFoundError         NOT_FOUND            an OpenAI request names a model that is not here
         ├── FailedPreconditionError        FAILED_PRECONDITION
         ├── UnauthenticatedError           UNAUTHENTICATED
         ├── PermissionDeniedError          PERMISSION_DENIED
@@ -40,6 +41,7 @@ __all__ = [
     "InvalidArgumentError",
     "LoadError",
     "MethodNotFoundError",
+    "ModelNotFoundError",
     "ModelkitError",
     "NotFoundError",
     "OverloadedError",
@@ -174,6 +176,10 @@ class MethodNotFoundError(NotFoundError):
             f"the model has no method '{name}'{hint}",
             cure=f"call one of: {', '.join(available)}" if available else "",
         )
+
+
+class ModelNotFoundError(NotFoundError):
+    """A request in OpenAI's dialect names a model that this server does not have."""
 
 
 class FailedPreconditionError(CallError):

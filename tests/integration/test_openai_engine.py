@@ -21,6 +21,7 @@ from modelkit.errors import (
     InternalError,
     InvalidArgumentError,
     LoadError,
+    ModelNotFoundError,
     OverloadedError,
     UnavailableError,
 )
@@ -112,6 +113,27 @@ async def test_without_a_url_the_cure_is_told(monkeypatch):
     assert "OPENAI_BASE_URL" in error.value.cure
 
 
+async def test_a_server_that_is_away_is_an_error_with_a_cure():
+    config = Config.model_validate(
+        {"model": {"id": "chat"}, "engine": {"name": "openai", "url": "http://127.0.0.1:9/v1"}}
+    )
+    engine = RemoteEngine(config.engine, None, "chat")
+    with pytest.raises(
+        EngineError, match=r"server at http://127.0.0.1:9/v1 does not list its models"
+    ) as error:
+        await engine.start()
+    assert "`curl http://127.0.0.1:9/v1/models` has to answer" in error.value.cure
+    await engine.close()
+
+
+async def test_a_server_without_the_route_has_another_url(fake):
+    engine = RemoteEngine(config_for(fake, url=f"{fake.url}/api").engine, None, "chat")
+    with pytest.raises(EngineError) as error:
+        await engine.start()
+    assert "correct engine.url" in error.value.cure
+    await engine.close()
+
+
 # -------------------------------------------------------------------------------------------------------------- answers
 
 
@@ -151,6 +173,8 @@ async def test_names_of_the_model_are_put_right(fake, engine):
     for given, sent in ((None, "fake-1"), ("", "fake-1"), ("chat", "fake-1"), ("fake-2", "fake-2")):
         await engine.openai("/chat/completions", raw(model=given))
         assert (await fake.state())["last_body"]["model"] == sent
+    with pytest.raises(ModelNotFoundError, match="`fake-3` does not exist"):
+        await engine.openai("/chat/completions", raw(model="fake-3"))
 
 
 async def test_embeddings_pass_through(fake, engine):

@@ -12,7 +12,7 @@ import pytest
 
 from modelkit.config import EngineConfig
 from modelkit.engines import GenerationRequest, create
-from modelkit.errors import UnavailableError
+from modelkit.errors import LoadError, UnavailableError
 
 # Reads its weights for longer than any test waits.
 SLOW_MODEL = """
@@ -130,3 +130,15 @@ async def test_an_engine_closed_while_it_loads_stops_between_the_steps(tiny_chat
     go_on.set()
     with pytest.raises(UnavailableError, match="closed while it loaded"):
         await start
+
+
+@pytest.mark.parametrize("size", [5, 1000, 100_000])
+async def test_a_checkpoint_that_is_cut_off_is_an_error_with_a_cure(tiny_chat_checkpoint, tmp_path, size):
+    folder = shutil.copytree(tiny_chat_checkpoint, tmp_path / "cut")
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.truncate(size)
+    engine = create(EngineConfig(name="transformers"), folder, "tiny-chat")
+    with pytest.raises(LoadError, match="a file of the checkpoint is damaged or cut off") as error:
+        await engine.start()
+    assert "fetch or copy the checkpoint again" in error.value.cure
+    await engine.close()

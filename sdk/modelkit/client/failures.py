@@ -19,6 +19,7 @@ from modelkit.errors import (
     InternalError,
     InvalidArgumentError,
     MethodNotFoundError,
+    ModelNotFoundError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
@@ -124,6 +125,8 @@ def _build(kind: type[CallError], reason: str, message: str, **facts: Any) -> Ca
         failure = MethodNotFoundError.__new__(MethodNotFoundError)
         CallError.__init__(failure, message, **facts)
         return failure
+    if kind is NotFoundError and reason == "MODEL_NOT_FOUND":
+        kind = ModelNotFoundError
     return kind(message, **facts)
 
 

@@ -13,6 +13,7 @@ What transformers' own cache does per token and layer, copying all of it to appe
 room is used up. Dropping a row moves the last one into its place: one row is copied, whatever the batch's size.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,6 +143,9 @@ class TorchBatch:
 
     def __init__(self, model: Any, *, eos_ids: frozenset[int]) -> None:
         self._model = model
+        # Its name since transformers 5.24, and before.
+        takes_cache = "cache" in inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if takes_cache else "past_key_values"
         self._device: torch.device = model.device
         self._eos_ids = sorted(eos_ids)
         self._forward = _Forward()
@@ -264,7 +268,7 @@ class TorchBatch:
             # Without padding no mask is needed, and attention has a faster way.
             attention_mask=None if min(lengths) == width else columns >= padding,
             position_ids=positions,
-            past_key_values=self._cache,
+            **{self._cache_argument: self._cache},
             use_cache=True,
             logits_to_keep=1,
         )

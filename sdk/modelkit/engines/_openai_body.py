@@ -16,6 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelkit.engines.base import GenerationRequest
+from modelkit.engines.openai_rules import COMPLETION_MAX_TOKENS, check_model_name
 from modelkit.engines.sampling import SamplingParams
 from modelkit.errors import InvalidArgumentError, NotFoundError, Violation, closest
 
@@ -143,6 +144,7 @@ class CompletionBody(OpenAIBody):
     """The body of a request to /completions: one or several prompts, as text or as token ids."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = COMPLETION_MAX_TOKENS
 
     def _prompts(self) -> list[GenerationRequest]:
         prompts: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
@@ -163,10 +165,10 @@ _BODIES: Mapping[str, type[OpenAIBody]] = MappingProxyType(
 )
 
 
-def parse_body(endpoint: str, body: bytes, engine_name: str) -> OpenAIBody:
+def parse_body(endpoint: str, body: bytes, engine_name: str, model_id: str) -> OpenAIBody:
     """Read the body of a request.
 
-    Raises NotFoundError for an endpoint this engine has not, InvalidArgumentError for a body that is no JSON object,
+    Raises NotFoundError for an endpoint this engine has not or the name of another model, InvalidArgumentError for a body that is no JSON object,
     lacks a field, or asks for what cannot be done.
     """
     kind = _BODIES.get(endpoint)
@@ -180,6 +182,7 @@ def parse_body(endpoint: str, body: bytes, engine_name: str) -> OpenAIBody:
         raise InvalidArgumentError(f"the request is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidArgumentError("the request is not a JSON object")
+    check_model_name(content.get("model"), {model_id})
     # In OpenAI's API null stands for a field that is left out.
     content = {name: value for name, value in content.items() if value is not None and name not in _SKIPPED}
     _refuse_unsupported(content, kind, engine_name)

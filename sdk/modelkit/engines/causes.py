@@ -151,7 +151,7 @@ CAUSES = (
         "damaged_weights",
         [r"error while deserializing header", r"SafetensorError"],
         "a file of the checkpoint is damaged or cut off",
-        "fetch the checkpoint again",
+        "fetch or copy the checkpoint again: each file has to be as long as at its source",
     ),
     _cause(
         "absent_weights",

@@ -27,7 +27,7 @@ class EmbeddedEngine(Engine):
 
     async def openai(self, endpoint: str, body: bytes) -> bytes:
         """Answer one OpenAI request with the whole response. Raises NotFoundError or InvalidArgumentError."""
-        parsed = parse_body(endpoint, body, self.name)
+        parsed = parse_body(endpoint, body, self.name, self.model_id)
         async with _cancelled_on_exit([self._answer(request) for request in parsed.requests()]) as tasks:
             answers = await asyncio.gather(*tasks)
         style = _Style(parsed, self.model_id)
@@ -37,7 +37,7 @@ class EmbeddedEngine(Engine):
 
     async def openai_stream(self, endpoint: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """Answer one OpenAI request as the JSON of each chunk. Raises NotFoundError or InvalidArgumentError."""
-        parsed = parse_body(endpoint, body, self.name)
+        parsed = parse_body(endpoint, body, self.name, self.model_id)
         requests = parsed.requests()
         style = _Style(parsed, self.model_id, streamed=True)
         last: dict[int, Chunk] = {}

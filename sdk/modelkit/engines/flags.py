@@ -15,6 +15,7 @@ __all__ = [
     "refuse",
     "render_args",
     "render_options",
+    "speculative",
     "switch",
 ]
 
@@ -47,6 +48,24 @@ def json_flag(name: str) -> Maker:
 def pairs(name: str, *before: str) -> Maker:
     """`--before --name key=value key=value` of a mapping."""
     return lambda value: [*before, name, *(f"{key}={item}" for key, item in value.items())] if value else []
+
+
+def speculative(draft_model: str, *, spell_method: Callable[[str], str] = str) -> Maker:
+    """Speculative settings, named as vLLM does, in the spelling that SGLang and LMDeploy share; `draft_model` is where they differ."""
+    names = {
+        "method": "--speculative-algorithm",
+        "model": draft_model,
+        "num_speculative_tokens": "--speculative-num-draft-tokens",
+    }
+
+    def make(value: Any) -> list[str]:
+        arguments: list[str] = []
+        for key, item in value.items():
+            name = names.get(key, f"--speculative-{key.replace('_', '-')}")
+            arguments += [name, spell_method(str(item)) if key == "method" else str(item)]
+        return arguments
+
+    return make
 
 
 def choice(name: str, values: Mapping[Any, str]) -> Maker:

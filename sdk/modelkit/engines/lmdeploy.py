@@ -4,7 +4,7 @@ https://lmdeploy.readthedocs.io/en/latest/llm/api_server.html
 """
 
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,23 +14,13 @@ import orjson
 from modelkit.engines.base import Chunk, GenerationRequest
 from modelkit.engines.child import ChildEngine
 from modelkit.engines.engine_log import Stage
-from modelkit.engines.flags import Flags, choice, flag, pairs, switch
+from modelkit.engines.flags import Flags, choice, flag, pairs, speculative, switch
 from modelkit.engines.stops import StopMatcher
 from modelkit.errors import InvalidArgumentError, UsageError
 
 __all__ = ["LmdeployEngine"]
 
 BACKENDS = ("turbomind", "pytorch")
-
-
-def _speculative(value: Mapping[str, Any]) -> list[str]:
-    """Spell vLLM's speculative settings as LMDeploy's."""
-    names = {
-        "method": "--speculative-algorithm",
-        "model": "--speculative-draft-model",
-        "num_speculative_tokens": "--speculative-num-draft-tokens",
-    }
-    return [part for key, item in value.items() for part in (names.get(key, f"--{key}"), str(item))]
 
 
 class LmdeployEngine(ChildEngine):
@@ -50,7 +40,7 @@ class LmdeployEngine(ChildEngine):
         "kv_cache_dtype": choice(
             "--quant-policy", {name: name for name in ("int4", "int8", "fp8", "fp8_e5m2")} | {"auto": ""}
         ),
-        "speculative": _speculative,
+        "speculative": speculative("--speculative-draft-model"),
         "tool_call_parser": flag("--tool-call-parser"),
         "reasoning_parser": flag("--reasoning-parser"),
         "lora_modules": pairs("--adapters"),

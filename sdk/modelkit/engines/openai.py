@@ -11,9 +11,17 @@ import orjson
 
 from modelkit.config import EngineConfig
 from modelkit.engines.base import Chunk, Engine, FinishReason, GenerationRequest
+from modelkit.engines.openai_rules import COMPLETION_MAX_TOKENS, check_model_name
 from modelkit.engines.sampling import SamplingParams
 from modelkit.engines.upstream import Upstream
-from modelkit.errors import EngineError, InvalidArgumentError, LoadError, NotFoundError
+from modelkit.errors import (
+    CallError,
+    EngineError,
+    InvalidArgumentError,
+    LoadError,
+    NotFoundError,
+    UnauthenticatedError,
+)
 
 __all__ = ["OpenAIEngine", "RemoteEngine"]
 
@@ -48,6 +56,14 @@ class OpenAIEngine(Engine):
     served_name: str
     # Whether each streamed chunk can tell the totals so far (vLLM's continuous_usage_stats).
     streams_usage: ClassVar[bool] = False
+
+    def known_names(self) -> set[str]:
+        """Return the names that a request may give the model: its id, the server's name for it, LoRA adapters."""
+        return {self.model_id, self.served_name, *(self.config.lora_modules or ())}
+
+    def name_of_adapter(self, name: str) -> str:
+        """Return what the server calls one of `engine.lora_modules`."""
+        return name
 
     def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a request's body as this engine's server wants it."""
@@ -105,7 +121,7 @@ class OpenAIEngine(Engine):
         return {}
 
     def _prepare(self, endpoint: str, body: bytes) -> bytes:
-        """Check a raw request, and put the served name in: callers may give the model's id, or no name at all."""
+        """Check a raw request, put the server's name of the model in, and fill in what engines see differently."""
         if endpoint not in ENDPOINTS:
             raise NotFoundError(
                 f"'{endpoint}' is not passed on", cure=f"use one of: {', '.join(sorted(ENDPOINTS))}"
@@ -116,8 +132,14 @@ class OpenAIEngine(Engine):
             raise InvalidArgumentError(f"the request is not JSON: {error}") from error
         if not isinstance(parsed, dict):
             raise InvalidArgumentError("the request is not a JSON object")
-        if parsed.get("model") in (None, "", self.model_id):
+        name = parsed.get("model")
+        check_model_name(name, self.known_names())
+        if name in (None, "", self.model_id):
             parsed["model"] = self.served_name
+        elif name in (self.config.lora_modules or ()):
+            parsed["model"] = self.name_of_adapter(name)
+        if endpoint == "/completions" and parsed.get("max_tokens") is None:
+            parsed["max_tokens"] = COMPLETION_MAX_TOKENS
         self._check_media(parsed)
         if endpoint in _SAMPLED_ENDPOINTS:
             for name, value in self.sampled_defaults().items():
@@ -211,6 +233,11 @@ class RemoteEngine(OpenAIEngine):
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         super().__init__(config, checkpoint_dir, model_id)
         self.served_name = config.model or ""
+        self._listed: list[str] = []
+
+    def known_names(self) -> set[str]:
+        """Return the id here and every name that the server lists."""
+        return super().known_names().union(self._listed)
 
     async def start(self) -> None:
         """Ask the server for its models. Raises LoadError or EngineError with what is missing."""
@@ -222,7 +249,13 @@ class RemoteEngine(OpenAIEngine):
             )
         key_name = self.config.api_key_env or "OPENAI_API_KEY"
         self.upstream = Upstream(self.name, url, api_key=os.environ.get(key_name))
-        served = _model_names(await self.upstream.get("/v1/models"))
+        try:
+            served = self._listed = _model_names(await self.upstream.get("/v1/models"))
+        except CallError as error:
+            raise EngineError(
+                f"the server at {url} does not list its models: {error.message}",
+                cure=_cure(error, url, key_name),
+            ) from error
         if not self.served_name:
             self.served_name = next(iter(served), self.model_id)
         elif served and self.served_name not in served:
@@ -230,6 +263,18 @@ class RemoteEngine(OpenAIEngine):
                 f"the server at {url} has no model '{self.served_name}'",
                 cure=f"set engine.model in config.yaml to one of: {', '.join(served)}",
             )
+
+
+def _cure(error: CallError, url: str, key_name: str) -> str:
+    """Return what to do about a server that does not say which models it has."""
+    if isinstance(error, UnauthenticatedError):
+        return f"export {key_name}=... with the server's key; engine.api_key_env names another variable"
+    if isinstance(error, NotFoundError):
+        return (
+            "correct engine.url in config.yaml: it ends before /chat/completions, such as http://HOST:8000/v1"
+        )
+    base = url.rstrip("/").removesuffix("/v1")
+    return f"start the server, or correct engine.url in config.yaml; `curl {base}/v1/models` has to answer"
 
 
 def _model_names(content: bytes) -> list[str]:

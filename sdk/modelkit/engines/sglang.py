@@ -6,26 +6,12 @@ from typing import Any, ClassVar
 
 from modelkit.engines.child import ChildEngine, room_by_tokenizer
 from modelkit.engines.engine_log import Stage
-from modelkit.engines.flags import Flags, flag, pairs, switch
+from modelkit.engines.flags import Flags, flag, pairs, speculative, switch
 from modelkit.errors import InvalidArgumentError
 
 __all__ = ["SglangEngine"]
 
 _RESERVED_TOKENS = 8
-
-
-def _speculative(value: Mapping[str, Any]) -> list[str]:
-    """Spell vLLM's speculative settings as SGLang's."""
-    names = {
-        "method": "--speculative-algorithm",
-        "model": "--speculative-draft-model-path",
-        "num_speculative_tokens": "--speculative-num-draft-tokens",
-    }
-    arguments: list[str] = []
-    for key, item in value.items():
-        name = names.get(key, f"--speculative-{key.replace('_', '-')}")
-        arguments += [name, str(item).upper() if key == "method" else str(item)]
-    return arguments
 
 
 class SglangEngine(ChildEngine):
@@ -44,7 +30,7 @@ class SglangEngine(ChildEngine):
         "enable_chunked_prefill": lambda value: [] if value else ["--chunked-prefill-size", "-1"],
         "max_num_seqs": flag("--max-running-requests"),
         "kv_cache_dtype": flag("--kv-cache-dtype"),
-        "speculative": _speculative,
+        "speculative": speculative("--speculative-draft-model-path", spell_method=str.upper),
         "tool_call_parser": flag("--tool-call-parser"),
         "reasoning_parser": flag("--reasoning-parser"),
         "lora_modules": pairs("--lora-paths", "--enable-lora"),
@@ -82,6 +68,10 @@ class SglangEngine(ChildEngine):
         # SGLang keeps a few tokens of its context for itself.
         room = await room_by_tokenizer(self.upstream, self.served_name, prompt)
         return None if room is None else max(1, room - _RESERVED_TOKENS)
+
+    def name_of_adapter(self, name: str) -> str:
+        """Return `served:adapter`, as SGLang wants it."""
+        return f"{self.served_name}:{name}"
 
     def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
         """Spell "from all tokens" its way, and vLLM's structured outputs."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelkit.config import EngineConfig
 from modelkit.engines._scheduler import ChunkStream, Row, Scheduler
 from modelkit.engines.base import Chunk, GenerationRequest, SamplingParams
+from modelkit.engines.causes import find_cause
 from modelkit.engines.detokenize import Detokenizer, detokenizer_factory
 from modelkit.engines.embedded import EmbeddedEngine
 from modelkit.errors import (
@@ -205,7 +206,12 @@ class TransformersEngine(EmbeddedEngine):
         except ModelkitError:
             raise
         except Exception as error:
-            raise LoadError(f"cannot load {self.checkpoint_dir}: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            cause = find_cause([reason])
+            raise LoadError(
+                f"cannot load {self.checkpoint_dir}: {reason}" + (f": {cause.message}" if cause else ""),
+                cure=cause.cure if cause else "look whether transformers itself can load this checkpoint",
+            ) from error
 
     async def close(self) -> None:
         """End every request with "abort", the thread, and free the model; while it loads, as soon as that allows."""

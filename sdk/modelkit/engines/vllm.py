@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from modelkit.config import EngineConfig
 from modelkit.engines.child import ChildEngine, room_by_tokenizer
@@ -75,6 +75,12 @@ class VllmEngine(ChildEngine):
     def environment(self) -> Mapping[str, str]:
         """Return the environment: no usage reports."""
         return {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Say "the likeliest token" otherwise where several answers are asked for: vLLM makes one with temperature 0."""
+        if (body.get("n") or 1) > 1 and body.get("temperature") == 0:
+            body |= {"temperature": 1.0, "top_k": 1}
+        return body
 
     async def room_for_answer(self, prompt: str | list[int]) -> int | None:
         """Return the room behind a prompt: without max_tokens vLLM would answer with 16 tokens."""

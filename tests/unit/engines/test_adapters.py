@@ -12,7 +12,7 @@ from modelkit.engines.sglang import SglangEngine
 from modelkit.engines.tgi import TgiEngine
 from modelkit.engines.upstream import Upstream
 from modelkit.engines.vllm import VllmEngine
-from modelkit.errors import EngineError, InvalidArgumentError, NotFoundError, UsageError
+from modelkit.errors import EngineError, InvalidArgumentError, ModelNotFoundError, NotFoundError, UsageError
 
 ENGINES = {engine.name: engine for engine in (VllmEngine, SglangEngine, LmdeployEngine, TgiEngine)}
 COMMON = {
@@ -173,6 +173,53 @@ def test_lmdeploy_refuses_what_its_server_would_ignore(tmp_path):
         "n": 2,
         "min_new_tokens": 3,
     }
+
+
+def prepared(engine, endpoint="/chat/completions", **fields):
+    return json.loads(engine._prepare(endpoint, json.dumps({"messages": [], **fields}).encode()))
+
+
+@pytest.mark.parametrize("endpoint", ["/chat/completions", "/completions", "/embeddings"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_name_of_another_model_is_not_found_on_any_engine(name, endpoint, tmp_path):
+    engine = make(name, tmp_path)
+    for fields in ({}, {"model": None}, {"model": ""}, {"model": "chat"}):
+        assert prepared(engine, endpoint, **fields)["model"] == "chat"
+    for other in ("gpt-4", "Chat", ["chat"], 3):
+        with pytest.raises(ModelNotFoundError, match=r"The model `.*` does not exist") as error:
+            prepared(engine, endpoint, model=other)
+        assert error.value.violations[0].field == "model"
+        assert "use one of: chat" in error.value.cure
+
+
+@pytest.mark.parametrize(("name", "sent"), [("vllm", "law"), ("lmdeploy", "law"), ("sglang", "chat:law")])
+def test_a_lora_adapter_is_named_as_its_engine_does(name, sent, tmp_path):
+    engine = make(name, tmp_path, lora_modules={"law": "/l"})
+    assert prepared(engine, model="law")["model"] == sent
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_completion_that_does_not_say_is_as_long_as_openais(name, tmp_path):
+    engine = make(name, tmp_path)
+    assert prepared(engine, "/completions", prompt="x")["max_tokens"] == 16
+    assert prepared(engine, "/completions", prompt="x", max_tokens=None)["max_tokens"] == 16
+    assert prepared(engine, "/completions", prompt="x", max_tokens=3)["max_tokens"] == 3
+    assert "max_tokens" not in prepared(engine)
+
+
+def test_vllm_makes_several_greedy_answers_too(tmp_path):
+    engine = make("vllm", tmp_path)
+    body = prepared(engine, n=2)  # the checkpoint says nothing, so it is greedy
+    assert (body["temperature"], body["top_k"], body["n"]) == (1.0, 1, 2)
+    assert prepared(engine, n=1)["temperature"] == 0
+    assert prepared(engine, n=2, temperature=0.5)["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(("name", "method"), [("sglang", "EAGLE"), ("lmdeploy", "eagle")])
+def test_speculative_settings_are_spelled_with_dashes(name, method, tmp_path):
+    engine = make(name, tmp_path, dtype="auto", speculative={"method": "eagle", "eagle_topk": 4})
+    line = " ".join(engine.arguments())
+    assert f"--speculative-algorithm {method} --speculative-eagle-topk 4" in line
 
 
 def test_lmdeploys_streams_are_cut_at_stop_strings():

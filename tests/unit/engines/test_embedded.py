@@ -8,7 +8,13 @@ import pytest
 from modelkit.config import EngineConfig
 from modelkit.engines import Chunk, GenerationRequest, create
 from modelkit.engines.embedded import EmbeddedEngine
-from modelkit.errors import EngineError, InvalidArgumentError, NotFoundError, UnavailableError
+from modelkit.errors import (
+    EngineError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    NotFoundError,
+    UnavailableError,
+)
 
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"
@@ -23,7 +29,7 @@ async def engine():
 
 
 def chat(text="one two three", **fields):
-    return orjson.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **fields})
+    return orjson.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **fields})
 
 
 async def ask(engine, body, endpoint=CHAT):
@@ -37,7 +43,7 @@ async def stream(engine, body, endpoint=CHAT):
 async def test_chat_response_has_openais_shape(engine):
     response = await ask(engine, chat())
     assert response["id"].startswith("chatcmpl-")
-    assert (response["object"], response["model"]) == ("chat.completion", "m")
+    assert (response["object"], response["model"]) == ("chat.completion", "echo")
     assert response["choices"] == [
         {
             "index": 0,
@@ -181,7 +187,7 @@ class ScriptedEngine(EmbeddedEngine):
     name = "scripted"
 
     def __init__(self):
-        super().__init__(EngineConfig(name="echo"), None, "scripted")
+        super().__init__(EngineConfig(name="echo"), None, "echo")
         self.num_open = 0
 
     async def start(self): ...
@@ -229,3 +235,18 @@ async def test_leaving_a_stream_early_ends_every_choice(n):
     assert engine.num_open >= 1
     await chunks.aclose()
     assert engine.num_open == 0
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+async def test_the_name_of_another_model_is_not_found(engine, endpoint):
+    with pytest.raises(ModelNotFoundError, match="The model `gpt-4` does not exist"):
+        await ask(engine, chat(prompt="x", model="gpt-4"), endpoint)
+
+
+async def test_a_completion_that_does_not_say_ends_after_16_tokens(engine):
+    words = " ".join(map(str, range(40)))
+    choice = (await ask(engine, orjson.dumps({"prompt": words}), COMPLETIONS))["choices"][0]
+    assert (len(choice["text"].split()), choice["finish_reason"]) == (16, "length")
+    choice = (await ask(engine, orjson.dumps({"prompt": words, "max_tokens": 30}), COMPLETIONS))["choices"][0]
+    assert len(choice["text"].split()) == 30
+    assert len((await ask(engine, chat(words)))["choices"][0]["message"]["content"].split()) == 40

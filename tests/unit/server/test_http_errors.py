@@ -40,7 +40,7 @@ def test_every_error_has_a_status_and_openais_shape(cls):
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not CancelledCallError])
 def test_a_modelkit_server_behind_another_keeps_the_class(cls):
-    expected = NotFoundError if cls is MethodNotFoundError else cls
+    expected = NotFoundError if issubclass(cls, NotFoundError) else cls
     found = UPSTREAM_CLASSES.get(http_status(make(cls)), errors.InternalError)
     assert found is expected
 

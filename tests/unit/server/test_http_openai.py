@@ -250,7 +250,7 @@ def test_a_caller_that_goes_away_cancels_its_call(scripted, stream):
     with socket.create_connection(
         (httpx.URL(scripted.http_url).host, httpx.URL(scripted.http_url).port)
     ) as raw:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
         raw.sendall((head + body).encode())
         if stream:
             assert b"200 OK" in raw.recv(65536)
