@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, check_config, find_config, load_config
 from modelkit.errors import ConfigError, UsageError
@@ -80,6 +81,9 @@ def command(
         bool, typer.Option("--reload", help="Start again when a file of the folder changes.")
     ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
+    profile_start: Annotated[
+        bool, typer.Option("--profile-start", help="When ready, print what the time of the start went into.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
     ] = False,
@@ -92,12 +96,11 @@ def command(
     if reload:
         return _reload(path)
     _end_with_the_watcher()
-    started = time.perf_counter()
+    progress = _Progress()
     config = _config(path, environment, overrides or ())
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
-    progress = _Progress()
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
         from modelkit.server.folder import open_model
@@ -119,16 +122,25 @@ def command(
     _warn_if_open(options)
     _warn_of_missing_secrets(config)
     server = _server(model, options, config)
-    return _run(server, progress, lambda: _announce(server, config, started, as_json=as_json))
+
+    def on_ready() -> None:
+        progress.profile.end()
+        _announce(server, config, progress.profile, as_json=as_json)
+        if profile_start:
+            console.info(progress.profile.table())
+
+    return _run(server, progress, on_ready)
 
 
 class _Progress:
-    """What a model says of its `load` goes to the status line that is shown at the time."""
+    """What a model says of its start goes to the status line that is shown at the time, and into the profile."""
 
     def __init__(self) -> None:
         self.show: Callable[[str], None] = lambda _: None
+        self.profile = StartProfile()
 
     def report(self, stage: str) -> None:
+        self.profile.begin(stage)
         self.show(stage)
 
 
@@ -155,6 +167,7 @@ def _run(server: "Server", progress: _Progress, on_ready: Callable[[], None]) ->
         loading = ExitStack()
         what = f"loading {type(server.predictor.model).__name__}"
         change = loading.enter_context(console.status(what))
+        progress.profile.begin(LOADING_MODEL)
         progress.show = lambda stage: change(f"{what}: {stage}")
 
         def announce() -> None:
@@ -229,10 +242,10 @@ def _stop_on_signals(server: "Server", stop: asyncio.Event) -> None:
             loop.add_signal_handler(number, on_signal, number)
 
 
-def _announce(server: "Server", config: Config, started: float, *, as_json: bool) -> None:
+def _announce(server: "Server", config: Config, profile: StartProfile, *, as_json: bool) -> None:
     """Say that the model is ready, and how to call it."""
     methods = list(server.predictor.signatures)
-    took_s = time.perf_counter() - started
+    took_s = profile.total_s
     scheme = "gRPC over TLS" if server.options.tls else "gRPC"
     console.success(f"serving {config.model.id} at {server.address} ({scheme}), ready in {took_s:.1f} s")
     if server.http_url:
@@ -250,6 +263,7 @@ def _announce(server: "Server", config: Config, started: float, *, as_json: bool
             "http_url": server.http_url or None,
             "methods": methods,
             "ready_s": took_s,
+            "start": profile.content(),
         }
         console.result(json.dumps(line))
 

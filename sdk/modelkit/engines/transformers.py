@@ -201,6 +201,7 @@ class TransformersEngine(EmbeddedEngine):
         check_checkpoint(self.checkpoint_dir)
         try:
             await self._scheduler.start()
+            self.on_stage("answering a first request")
             async for _ in self.generate(_PROBE):
                 pass
         except ModelkitError:
@@ -346,6 +347,7 @@ class TransformersEngine(EmbeddedEngine):
 
     def _load(self) -> Any:
         """Load tokenizer and model; return the batch."""
+        self.on_stage("importing")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -361,6 +363,7 @@ class TransformersEngine(EmbeddedEngine):
             "local_files_only": True,
             "trust_remote_code": self.config.trust_remote_code,
         }
+        self.on_stage("loading weights")
         tokenizer = AutoTokenizer.from_pretrained(str(self.checkpoint_dir), **options)
         self._prepare(tokenizer)
         self._stop_if_closing()
@@ -374,6 +377,7 @@ class TransformersEngine(EmbeddedEngine):
             model = model.float() if self.config.dtype == "auto" else model
             self._use_one_thread(torch)
         self._read_limits(model)
+        self.on_stage("warming up")
         self._warm_up()
         return TorchBatch(model, eos_ids=self._eos_ids)
 

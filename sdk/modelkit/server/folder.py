@@ -20,6 +20,7 @@ def open_model(
     `report_progress` hears what the model's `load` is doing.
     """
     model_class = import_checked_class(model_dir)
+    report_progress("finding the checkpoint")
     checkpoint_dirs: dict[str, Path] = {}
     if config.checkpoints is not None:
         checkpoint_dirs["default"] = resolve(config.checkpoints, model_dir)
