@@ -340,10 +340,9 @@ async def check_kill(server: Served, *, max_tokens: int = 1500, timeout_s: float
         await asyncio.gather(*(anext(aiter(stream)) for stream in streams))
         os.kill(server.engine_pid(), signal.SIGKILL)
         killed = time.monotonic()
-        ends = asyncio.gather(*(_drain(stream) for stream in streams))
+        ends = asyncio.gather(*(_drain_timed(stream) for stream in streams))
         not_ready_s = await _wait_for_readiness(server, is_ready=False, timeout_s=20.0)
-        ended = await ends
-        ended_s = time.monotonic() - killed
+        ended, ended_at = zip(*await ends, strict=True)
         await _wait_for_readiness(server, is_ready=True, timeout_s=timeout_s)
         back_s = time.monotonic() - killed
         after = await client.predict(QUESTION, max_tokens=20, temperature=0.0)
@@ -352,7 +351,7 @@ async def check_kill(server: Served, *, max_tokens: int = 1500, timeout_s: float
         # A stream may have been written whole before; all that were not say the same.
         "ok": "UNAVAILABLE" in codes and not set(codes) - {"OK", "UNAVAILABLE"} and after == before,
         "streams_ended_with": {code: ended.count(code) for code in codes},
-        "streams_ended_after_s": round(ended_s, 2),
+        "streams_ended_after_s": round(max(ended_at) - killed, 2),
         "not_ready_after_s": round(not_ready_s, 2),
         "ready_again_after_s": round(back_s, 1),
         "same_answer_after": after == before,
@@ -366,6 +365,10 @@ async def _drain(stream: Any) -> str:
     except CallError as error:
         return error.grpc_status
     return "OK"
+
+
+async def _drain_timed(stream: Any) -> tuple[str, float]:
+    return await _drain(stream), time.monotonic()
 
 
 async def _wait_for_readiness(server: Served, *, is_ready: bool, timeout_s: float) -> float:

@@ -1,0 +1,179 @@
+"""What reading the weights ahead is worth: an engine's own cold start beside the same with its files read meanwhile.
+
+    python benchmarks/load_speed.py [--checkpoint DIR] [--rounds 3] [--json FILE]
+
+Each start is a process of its own: imports torch and transformers, loads the checkpoint, writes one token. Before each
+the checkpoint's pages are dropped from the page cache. In the way `warmed` another process reads the files by several
+threads from the moment of the start, which an engine that imports for seconds gives time for. The two ways take turns;
+medians and their ratio are printed, and beside them the bare reading of the files, once page by page through a mapping
+and once by several threads. Without --checkpoint a random one of 2 GiB is made in .cache/load-speed. Linux only.
+
+modelkit does not read ahead: on two cores the reading takes from the import what it gives to the load (ratios of 0.96
+and 1.04). A machine where the ratio is well below 1 would be the reason to.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_READERS = 4
+BLOCK_BYTES = 8 * 2**20
+
+
+class Warmer:
+    """Reads a checkpoint's files into the page cache, in the background, until they are read or it is stopped."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._stopping = threading.Event()
+        files = sorted(checkpoint.glob("*.safetensors"))
+        parts = range(NUM_READERS)
+        self._readers = [threading.Thread(target=self._read, args=(files, part)) for part in parts]
+
+    def start(self) -> None:
+        for reader in self._readers:
+            reader.start()
+
+    def wait(self) -> None:
+        for reader in self._readers:
+            reader.join()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.wait()
+
+    def _read(self, files: list[Path], part: int) -> None:
+        """Read every NUM_READERS-th block into a buffer that is thrown away; the system keeps the pages."""
+        buffer = bytearray(BLOCK_BYTES)
+        for path in files:
+            with path.open("rb", buffering=0) as file:
+                for start in range(part * BLOCK_BYTES, path.stat().st_size, NUM_READERS * BLOCK_BYTES):
+                    if self._stopping.is_set():
+                        return
+                    os.preadv(file.fileno(), [buffer], start)
+
+
+def start_once(checkpoint: Path) -> dict[str, float]:
+    """Start like the engine does; runs in a process of its own."""
+    began = time.perf_counter()
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_grad_enabled(False)
+    imported = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype="auto", local_files_only=True)
+    loaded = time.perf_counter()
+    model(input_ids=torch.tensor([[1]]))
+    ended = time.perf_counter()
+    return {
+        "import_s": imported - began,
+        "load_s": loaded - imported,
+        "token_s": ended - loaded,
+        "total_s": ended - began,
+    }
+
+
+def drop_pages(checkpoint: Path) -> None:
+    """Drop a checkpoint's pages from the page cache; that needs no rights beyond those to the files."""
+    for path in checkpoint.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def start(checkpoint: Path, *, warmed: bool) -> dict[str, float]:
+    """Start in a process of its own; this one reads ahead, as modelkit's would."""
+    drop_pages(checkpoint)
+    warmer = Warmer(checkpoint)
+    command = [sys.executable, __file__, "--once", "--checkpoint", str(checkpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        if warmed:
+            warmer.start()
+        output, _ = process.communicate()
+        if warmed:
+            warmer.stop()
+    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def read_mapped(checkpoint: Path) -> float:
+    """Return the seconds that touching every page of a mapping takes."""
+    drop_pages(checkpoint)
+    began = time.perf_counter()
+    for path in checkpoint.glob("*.safetensors"):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+            sum(pages[:: mmap.PAGESIZE])
+    return time.perf_counter() - began
+
+
+def read_in_parallel(checkpoint: Path) -> float:
+    drop_pages(checkpoint)
+    began = time.perf_counter()
+    warmer = Warmer(checkpoint)
+    warmer.start()
+    warmer.wait()
+    return time.perf_counter() - began
+
+
+def measure(checkpoint: Path, rounds: int) -> dict[str, Any]:
+    starts: dict[str, list[dict[str, float]]] = {"plain": [], "warmed": []}
+    reads: dict[str, list[float]] = {"mapped": [], "parallel": []}
+    start(checkpoint, warmed=False)  # the libraries' own files are in the page cache from here on
+    for _ in range(rounds):
+        reads["mapped"].append(read_mapped(checkpoint))
+        reads["parallel"].append(read_in_parallel(checkpoint))
+        for way, found in starts.items():
+            found.append(start(checkpoint, warmed=way == "warmed"))
+    record: dict[str, Any] = {
+        "checkpoint_gib": round(sum(p.stat().st_size for p in checkpoint.glob("*.safetensors")) / 2**30, 2),
+        "read_s": {way: round(statistics.median(found), 2) for way, found in reads.items()},
+    }
+    for way, found in starts.items():
+        record[way] = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
+    record["ratio_warmed_to_plain"] = round(record["warmed"]["total_s"] / record["plain"]["total_s"], 3)
+    return record
+
+
+def make_checkpoint() -> Path:
+    folder = ROOT / ".cache" / "load-speed"
+    if not (folder / "config.json").exists():
+        script = Path(__file__).with_name("random_checkpoint.py")
+        command = [sys.executable, script, folder, "--architecture", "1b", "--device", "cpu"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.once:
+        print(json.dumps(start_once(options.checkpoint)))
+        return
+    checkpoint = options.checkpoint or make_checkpoint()
+    record = measure(checkpoint, options.rounds)
+    print(f"{record['checkpoint_gib']} GiB, read: {record['read_s']}")
+    print(f"{'':8}{'import':>8}{'load':>8}{'token':>8}{'total':>8}")
+    for way in ("plain", "warmed"):
+        row = record[way]
+        print(f"{way:8}{row['import_s']:8.2f}{row['load_s']:8.2f}{row['token_s']:8.2f}{row['total_s']:8.2f}")
+    print(f"warmed / plain: {record['ratio_warmed_to_plain']}")
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
