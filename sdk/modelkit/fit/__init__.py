@@ -1,0 +1,39 @@
+"""Whether a model fits: weights, KV cache and an engine's overheads against the memory of a device, before any start.
+
+`headers` and `architecture` read a checkpoint, `weights` and `cache` count its bytes, `budget` adds up what an engine
+makes of them, `limits` turns the sum round. Nothing here imports an engine, torch or transformers.
+"""
+
+from modelkit.fit.architecture import Architecture, read_architecture
+from modelkit.fit.budget import Estimate, Model, estimate
+from modelkit.fit.checkpoint import read_model
+from modelkit.fit.hardware import Device, device_by_name, device_of_compute, device_of_size, this_machine
+from modelkit.fit.headers import CheckpointReader, LocalReader, Tensor, read_tensors
+from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
+from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
+
+__all__ = [
+    "Architecture",
+    "CheckpointReader",
+    "Device",
+    "EngineKind",
+    "Estimate",
+    "LocalReader",
+    "Model",
+    "Settings",
+    "Suggestion",
+    "Tensor",
+    "device_by_name",
+    "device_of_compute",
+    "device_of_size",
+    "estimate",
+    "kind_of",
+    "largest_concurrency",
+    "largest_max_model_len",
+    "read_architecture",
+    "read_model",
+    "read_tensors",
+    "settings_of",
+    "suggestions",
+    "this_machine",
+]
