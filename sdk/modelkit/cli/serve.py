@@ -17,7 +17,7 @@ import typer
 from modelkit.cli import console
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, check_config, find_config, load_config
-from modelkit.errors import ConfigError, UsageError
+from modelkit.errors import ConfigError, LoadError, UsageError
 
 if TYPE_CHECKING:
     from modelkit.model import Model
@@ -79,6 +79,9 @@ def command(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again when a file of the folder changes.")
     ] = False,
+    skip_fit: Annotated[
+        bool, typer.Option("--skip-fit", help="Start even a model that does not fit into the memory here.")
+    ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
@@ -97,6 +100,8 @@ def command(
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
+    if not skip_fit:
+        _check_fit(config, path)
     progress = _Progress()
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
@@ -142,6 +147,21 @@ def _switch_engine(config: Config, name: str) -> Config:
             cure=f"give {name} its own with --set engine.{option}=..., or in config.{name}.yaml with --env {name}",
         )
     return config
+
+
+def _check_fit(config: Config, model_dir: Path) -> None:
+    """Refuse a model that cannot fit here, before its engine tries for minutes; warn of one that may not."""
+    if config.engine is None or config.checkpoints is None or config.engine.name in {"openai", "echo"}:
+        return
+    from modelkit.fit import check_fit, this_machine
+
+    finding = check_fit(config, model_dir, this_machine())
+    if finding is None:
+        return
+    cure = f"{finding.cure}; --skip-fit starts it all the same"
+    if finding.severity == "error":
+        raise LoadError(f"{config.model.id} does not fit: {finding.message}", cure=cure)
+    console.warning(f"{config.model.id} may not fit: {finding.message}", cure=finding.cure)
 
 
 def _run(server: "Server", progress: _Progress, on_ready: Callable[[], None]) -> int:

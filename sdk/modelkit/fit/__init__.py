@@ -7,9 +7,19 @@ makes of them, `limits` turns the sum round. Nothing here imports an engine, tor
 from modelkit.fit.architecture import Architecture, read_architecture
 from modelkit.fit.budget import Estimate, Model, estimate
 from modelkit.fit.checkpoint import read_model
+from modelkit.fit.gate import Finding, check_fit, read_local_model
 from modelkit.fit.hardware import Device, device_by_name, device_of_compute, device_of_size, this_machine
-from modelkit.fit.headers import CheckpointReader, LocalReader, Tensor, read_tensors
+from modelkit.fit.headers import (
+    CheckpointReader,
+    LocalReader,
+    RangeSource,
+    SourceReader,
+    Tensor,
+    read_tensors,
+)
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
+from modelkit.fit.places import checkpoint_on_disk
+from modelkit.fit.report import as_json, gib, rows
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
 
 __all__ = [
@@ -18,21 +28,30 @@ __all__ = [
     "Device",
     "EngineKind",
     "Estimate",
+    "Finding",
     "LocalReader",
     "Model",
+    "RangeSource",
     "Settings",
+    "SourceReader",
     "Suggestion",
     "Tensor",
+    "as_json",
+    "check_fit",
+    "checkpoint_on_disk",
     "device_by_name",
     "device_of_compute",
     "device_of_size",
     "estimate",
+    "gib",
     "kind_of",
     "largest_concurrency",
     "largest_max_model_len",
     "read_architecture",
+    "read_local_model",
     "read_model",
     "read_tensors",
+    "rows",
     "settings_of",
     "suggestions",
     "this_machine",

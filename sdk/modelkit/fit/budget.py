@@ -25,7 +25,7 @@ __all__ = ["Estimate", "Model", "estimate", "resolved_dtype"]
 
 _MIB = 1024**2
 _GIB = 1024**3
-# Embedding tables and the like keep engines from being exact to the byte; TGI keeps a margin of its own.
+# server/text_generation_server/models/globals.py: TGI_WIGGLE_ROOM.
 _TGI_MARGIN = 0.9
 # modelkit.engines.vllm gives vLLM on a CPU a KV cache of this size, where nothing else is said.
 _VLLM_CPU_KV_BYTES = 2 * _GIB
@@ -84,36 +84,30 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """What an engine's division of memory is made of."""
+    """What an engine's division of memory is made of, in bytes on each device."""
 
     architecture: Architecture
     settings: Settings
     device: Device
-    weights: int
-    activation: int
-    graphs: int
-    vocab_size: int
     max_model_len: int
-
-    @property
-    def context(self) -> int:
-        """The context, and the links where there are several devices."""
-        overheads = OVERHEADS[self.settings.engine]
-        links = overheads.link_bytes if self.settings.tensor_parallel_size > 1 else 0
-        return CPU_PROCESS_BYTES if self.device.is_cpu else overheads.context_bytes + links
-
-    @property
-    def runtime(self) -> int:
-        """What is allocated outside PyTorch's pool."""
-        return 0 if self.device.is_cpu else OVERHEADS[self.settings.engine].runtime_bytes
+    weights: int
+    activation: int = 0
+    graphs: int = 0
+    context: int = 0
+    runtime: int = 0
 
     @property
     def share(self) -> float:
         """The share of memory that was asked for, or the engine's default."""
         given = self.settings.utilization
         return OVERHEADS[self.settings.engine].utilization if given is None else given
+
+    @property
+    def free_after_weights(self) -> int:
+        """What is left once the model is loaded."""
+        return self.device.usable_bytes - self.context - self.weights - self.runtime
 
 
 def estimate(
@@ -123,23 +117,24 @@ def estimate(
     *,
     max_model_len: int | None = None,
     concurrency: int = 1,
+    with_overheads: bool = True,
 ) -> Estimate:
-    """Return the sum for `concurrency` sequences of `max_model_len` tokens; by default the longest that is configured."""
+    """Return the sum for `concurrency` sequences of `max_model_len` tokens; by default the longest that is configured.
+
+    Without overheads, what does not fit is certain not to: only weights and KV cache are counted.
+    """
     architecture = model.architecture
     length = max_model_len or settings.max_model_len or architecture.max_model_len
     dtype = resolved_dtype(architecture, settings, device)
     weights = model.weights(dtype, settings.quantization, settings.tensor_parallel_size)
-    activation = activation_bytes(architecture, settings, device, DTYPE_BYTES[dtype], length)
-    graphs = _graph_bytes(architecture, settings, device)
+    overheads = _overheads(architecture, settings, device, dtype, length) if with_overheads else {}
     parts = _Parts(
-        architecture,
-        settings,
-        device,
-        weights.bytes_per_device,
-        activation,
-        graphs,
-        architecture.vocab_size,
-        length,
+        architecture=architecture,
+        settings=settings,
+        device=device,
+        max_model_len=length,
+        weights=weights.bytes_per_device,
+        **overheads,
     )
     room = _room(parts)
     layout = layout_of(architecture, settings, dtype, max_batched_tokens(settings, device, length))
@@ -151,13 +146,13 @@ def estimate(
         max_model_len=length,
         concurrency=concurrency,
         weights=weights,
-        activation_bytes=activation,
-        graph_bytes=graphs,
+        activation_bytes=parts.activation,
+        graph_bytes=parts.graphs,
         overhead_bytes=parts.context + parts.runtime,
         kv_room_bytes=room,
         kv_bytes=sequence_bytes * concurrency,
         sequence_bytes=sequence_bytes,
-        kv_capacity_tokens=_capacity(layout, room, length),
+        kv_capacity_tokens=layout.num_tokens(room, length),
         most_sequences=_most_sequences(layout, room, length, max_sequences(settings, device)),
     )
 
@@ -178,10 +173,6 @@ def resolved_dtype(architecture: Architecture, settings: Settings, device: Devic
     return written
 
 
-def _capacity(layout: Layout, room: int, length: int) -> int:
-    return layout.num_tokens(room, length)
-
-
 def _most_sequences(layout: Layout, room: int, length: int, limit: int) -> int:
     if room < 0:
         return 0
@@ -190,35 +181,43 @@ def _most_sequences(layout: Layout, room: int, length: int, limit: int) -> int:
     return layout.num_sequences(room, length)
 
 
-def _graph_bytes(architecture: Architecture, settings: Settings, device: Device) -> int:
-    if device.is_cpu or settings.eager:
-        return 0
-    return OVERHEADS[settings.engine].graph_bytes_per_layer * architecture.num_layers
+def _overheads(
+    architecture: Architecture, settings: Settings, device: Device, dtype: str, max_model_len: int
+) -> dict[str, int]:
+    """Return what the engine takes beside weights and cache."""
+    activation = activation_bytes(architecture, settings, device, DTYPE_BYTES[dtype], max_model_len)
+    if device.is_cpu:
+        return {"activation": activation, "context": CPU_PROCESS_BYTES}
+    overheads = OVERHEADS[settings.engine]
+    links = overheads.link_bytes if settings.tensor_parallel_size > 1 else 0
+    return {
+        "activation": activation,
+        "graphs": 0 if settings.eager else overheads.graph_bytes_per_layer * architecture.num_layers,
+        "context": overheads.context_bytes + links,
+        "runtime": overheads.runtime_bytes,
+    }
 
 
 def _room(parts: _Parts) -> int:
     """Return what is left for the KV cache on each device; less than nothing where the rest does not fit."""
     if parts.device.is_cpu:
         return _cpu_room(parts)
-    left = parts.device.usable_bytes - parts.context - parts.weights - parts.runtime
     if parts.settings.kv_cache_bytes is not None:
-        return min(parts.settings.kv_cache_bytes, left - parts.activation - parts.graphs)
+        left = parts.free_after_weights - parts.activation - parts.graphs
+        return min(parts.settings.kv_cache_bytes, left)
     return _ROOMS[parts.settings.engine](parts)
 
 
 def _vllm_room(parts: _Parts) -> int:
     """gpu_worker.py, determine_available_memory: the share of all memory, less weights, peak and what is not torch's.
 
-    The context is there before the measurement begins, so it lies outside the share, and has to find room there. So do
-    CUDA graphs: the model runner that dense models get does not count them (gpu/model_runner.py:
-    profile_cudagraph_memory).
+    The context and NCCL's buffers are there before the measurement begins, so they lie outside the share, and have to
+    find room there. So do CUDA graphs: the model runner that dense models get does not count them
+    (gpu/model_runner.py: profile_cudagraph_memory).
     """
     usable = parts.device.usable_bytes
-    asked = int(usable * parts.share)
-    if usable - parts.context < asked:  # vLLM refuses to start (worker/utils.py: request_memory)
-        return -1
-    links = parts.context - OVERHEADS["vllm"].context_bytes
-    return asked - parts.weights - parts.activation - parts.runtime - links
+    asked = min(int(usable * parts.share), usable - parts.context)
+    return asked - parts.weights - parts.activation - parts.runtime
 
 
 def _sglang_room(parts: _Parts) -> int:
@@ -259,17 +258,16 @@ def _num_prefill_graphs(longest: int) -> int:
 
 def _turbomind_room(parts: _Parts) -> int:
     """cache_max_entry_count of what is free after the weights ("Object cache budget: ... from free ... and ratio")."""
-    free = parts.device.usable_bytes - parts.context - parts.weights - parts.runtime
-    return int(free * parts.share)
+    return int(parts.free_after_weights * parts.share)
 
 
 def _pytorch_room(parts: _Parts) -> int:
     """executor/base.py, _get_runtime_size: the longest prefill's logits are taken off before the share is applied."""
     settings = parts.settings
-    free = parts.device.usable_bytes - parts.context - parts.weights - parts.runtime
+    free = parts.free_after_weights
     tokens = max_batched_tokens(settings, parts.device, parts.max_model_len)
     while tokens > 0:
-        logits = (tokens + 2 * max_sequences(settings, parts.device)) * parts.vocab_size * 2
+        logits = (tokens + 2 * max_sequences(settings, parts.device)) * parts.architecture.vocab_size * 2
         if free - logits > 0 or tokens == 1:
             return int((free - logits) * parts.share)
         tokens //= 2
@@ -284,8 +282,7 @@ def _tgi_room(parts: _Parts) -> int:
 
 def _growing_room(parts: _Parts) -> int:
     """transformers: nothing is set aside; the cache grows into what is left."""
-    left = parts.device.usable_bytes - parts.context - parts.weights - parts.runtime - parts.activation
-    return int(left * parts.share)
+    return int((parts.free_after_weights - parts.activation) * parts.share)
 
 
 def _cpu_room(parts: _Parts) -> int:

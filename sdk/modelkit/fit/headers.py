@@ -6,15 +6,26 @@ so nothing else of it is fetched.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 from modelkit.errors import LoadError
 
-__all__ = ["CheckpointReader", "LocalReader", "Tensor", "pickle_bytes", "read_json", "read_tensors"]
+__all__ = [
+    "CheckpointReader",
+    "LocalReader",
+    "RangeSource",
+    "SourceReader",
+    "Tensor",
+    "pickle_bytes",
+    "read_json",
+    "read_tensors",
+]
 
 INDEX = "model.safetensors.index.json"
 _LENGTH_BYTES = 8
@@ -87,6 +98,75 @@ class LocalReader:
                 return file.read(stop - start)
         except OSError as error:
             raise _unreadable(path, error) from error
+
+
+class RemoteFile(Protocol):
+    """A file as a source of checkpoints lists it."""
+
+    @property
+    def path(self) -> str:
+        """Its name, with slashes."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size."""
+        ...
+
+
+class RemoteListing(Protocol):
+    """Every file of a checkpoint."""
+
+    @property
+    def files(self) -> Sequence[Any]:
+        """The files, each a RemoteFile."""
+        ...
+
+
+class RangeSource(Protocol):
+    """What a source of checkpoints can do, as far as it is needed here; those of modelkit.checkpoints fit."""
+
+    def list_files(self) -> RemoteListing:
+        """Return every file there is."""
+        ...
+
+    def open(
+        self, file: Any, start: int = 0, stop: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """Return the bytes from `start` up to `stop`, in blocks."""
+        ...
+
+
+class SourceReader:
+    """A checkpoint in a remote place, of which only ranges are read. The listing is asked for once."""
+
+    def __init__(self, source: RangeSource) -> None:
+        self._source = source
+
+    @cached_property
+    def _files(self) -> dict[str, RemoteFile]:
+        return {file.path: file for file in self._source.list_files().files}
+
+    def paths(self) -> Sequence[str]:
+        """Return the name of each file."""
+        return sorted(self._files)
+
+    def size_bytes(self, path: str) -> int:
+        """Return the size of a file."""
+        return self._file(path).size_bytes
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Return a part of a file."""
+        with self._source.open(self._file(path), start, min(stop, self.size_bytes(path))) as blocks:
+            return b"".join(blocks)
+
+    def _file(self, path: str) -> RemoteFile:
+        try:
+            return self._files[path]
+        except KeyError:
+            raise LoadError(
+                f"the checkpoint has no {path}", cure="see which files the repository has"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,40 +65,40 @@ def suggestions(
     asked = estimate(model, settings, device, max_model_len=max_model_len, concurrency=concurrency)
     if asked.fits:
         return []
-    length = asked.max_model_len
-    changes = _changes(model, settings, device, length, concurrency)
+    changes = _changes(model, settings, device, asked)
     return [change for change in changes if change.estimate.fits]
 
 
-def _changes(
-    model: Model, settings: Settings, device: Device, length: int, concurrency: int
-) -> Iterator[Suggestion]:
+def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) -> Iterator[Suggestion]:
+    length, concurrency = asked.max_model_len, asked.concurrency
+
     def suggest(
         text: str,
-        option: str,
+        option: str = "",
         *,
         changed: Model = model,
         of: Settings = settings,
         on: Device = device,
-        **asked: int,
+        max_model_len: int = length,
+        num: int = concurrency,
     ) -> Suggestion:
-        wanted = {"max_model_len": length, "concurrency": concurrency, **asked}
-        return Suggestion(text, option, estimate(changed, of, on, **wanted))
+        return Suggestion(
+            text, option, estimate(changed, of, on, max_model_len=max_model_len, concurrency=num)
+        )
 
     shorter = largest_max_model_len(model, settings, device, concurrency)
     if _LEAST_USEFUL_LENGTH <= shorter < length:
         yield suggest(
             f"lower max_model_len to {shorter}", f"engine.max_model_len={shorter}", max_model_len=shorter
         )
-    fewer = estimate(model, settings, device, max_model_len=length).most_sequences
+    fewer = asked.most_sequences
     if 1 <= fewer < concurrency:
-        yield suggest(f"answer {fewer} at the same time instead of {concurrency}", "", concurrency=fewer)
+        yield suggest(f"answer {fewer} at the same time instead of {concurrency}", num=fewer)
     word = _FP8_WORDS.get(settings.engine)
     if word is not None and settings.kv_cache_dtype == "auto" and not device.is_cpu:
         of = replace(settings, kv_cache_dtype=word)
         yield suggest(f"keep the KV cache in 8 bits ({word})", f"engine.kv_cache_dtype={word}", of=of)
-    share = settings.utilization or OVERHEADS[settings.engine].utilization
-    if settings.engine == "vllm" and share < _HIGH_UTILIZATION and not device.is_cpu:
+    if settings.engine == "vllm" and _has_room_for_more(asked):
         of = replace(settings, utilization=_HIGH_UTILIZATION)
         yield suggest(
             f"let the engine take {_HIGH_UTILIZATION:.0%} of the memory",
@@ -106,9 +106,20 @@ def _changes(
             of=of,
         )
     if model.architecture.quantization is None and settings.quantization is None:
-        yield suggest("use a 4-bit (AWQ or GPTQ) checkpoint of the model", "", changed=_in_four_bits(model))
+        yield suggest("use a 4-bit (AWQ or GPTQ) checkpoint of the model", changed=_in_four_bits(model))
     yield from _more_devices(suggest, model, settings, device)
     yield from _larger_cards(suggest, device)
+
+
+def _has_room_for_more(asked: Estimate) -> bool:
+    """Tell whether vLLM may take more of the memory: what lies outside its share has to fit beside it."""
+    device, share = asked.device, asked.settings.utilization or OVERHEADS["vllm"].utilization
+    outside = asked.overhead_bytes + asked.graph_bytes
+    return (
+        not device.is_cpu
+        and share < _HIGH_UTILIZATION
+        and device.usable_bytes * _HIGH_UTILIZATION + outside <= device.usable_bytes
+    )
 
 
 def _more_devices(
@@ -134,7 +145,6 @@ def _larger_cards(suggest: Callable[..., Suggestion], device: Device) -> Iterato
         if card.usable_bytes > device.usable_bytes:
             change = suggest(
                 f"use a larger GPU: {card.name}",
-                "",
                 on=replace(device_by_name(card.name), count=device.count),
             )
             if change.estimate.fits:

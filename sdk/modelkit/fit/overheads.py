@@ -55,9 +55,9 @@ class Overheads:
 
 # A CUDA 12 or 13 context of a process with torch on a data-centre card takes 0.45 to 0.55 GiB, as nvidia-smi shows.
 _CONTEXT = 500 * _MIB
-# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool; with two to
-# eight devices nvidia-smi shows 0.5 to 1 GiB more a device.
-_LINKS = 800 * _MIB
+# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool: nvidia-smi
+# shows a few hundred MiB more on each of two to eight devices.
+_LINKS = 400 * _MIB
 
 OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
     {
@@ -106,7 +106,7 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
             link_bytes=_LINKS,
         ),
         "tgi": Overheads(
-            # TGI's launcher: --cuda-memory-fraction is 1.0; 5 % are kept (TGI_WIGGLE_ROOM 0.95).
+            # TGI's launcher: --cuda-memory-fraction, of which a margin is kept (budget.py).
             utilization=1.0,
             context_bytes=_CONTEXT,
             runtime_bytes=250 * _MIB,
