@@ -68,7 +68,11 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Tell whether a model fits on a GPU, and what to change where it does not."""
+    """Tell whether a model fits on a GPU.
+
+    Counts weights, KV cache and what the engine takes besides, as that engine divides memory, and says what to change
+    where it does not fit; the exit code is then 1.
+    """
     from dataclasses import replace
 
     from modelkit.fit import estimate, largest_concurrency, largest_max_model_len, suggestions
@@ -179,12 +183,12 @@ def _as_json(
         "notes": list(architecture.notes),
         "largest_max_model_len": longest,
         "largest_concurrency": most,
-        "suggestions": [{"text": change.text, "option": change.option or None} for change in changes],
+        "suggestions": [{"text": change.text, "options": list(change.options)} for change in changes],
     }
 
 
 def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes: "list[Suggestion]") -> str:
-    from modelkit.fit import gib, rows
+    from modelkit.fit import gib, rows, spelled
 
     device, settings, architecture = found.device, found.settings, asked.model.architecture
     size = settings.tensor_parallel_size
@@ -208,7 +212,7 @@ def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes:
             f"{verdict}: {gib(found.missing_bytes)} are missing on each device; {_limits(found, longest, most)}"
         )
         lines.append("what would make it fit, each alone:" if changes else "no single change makes it fit")
-        lines += [f"  {_choice(change)}" for change in changes]
+        lines += [f"  {spelled(change)}" for change in changes]
     lines += [f"note: {text}" for text in architecture.notes]
     if found.weights.is_estimate:
         lines.append("note: the weights are told from config.json, for their files are not all here")
@@ -221,7 +225,3 @@ def _limits(found: "Estimate", longest: int, most: int) -> str:
     at_once = "one sequence" if found.concurrency == 1 else f"{found.concurrency:,} sequences"
     others = f", or for {most:,} of {found.max_model_len:,}" if most else ""
     return f"there is room for {at_once} of up to {longest:,} tokens{others}"
-
-
-def _choice(change: "Suggestion") -> str:
-    return change.text + (f": --set {change.option}" if change.option else "")

@@ -19,7 +19,7 @@ from modelkit.fit.headers import (
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
 from modelkit.fit.places import checkpoint_on_disk
-from modelkit.fit.report import as_json, gib, rows
+from modelkit.fit.report import as_json, gib, rows, spelled
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "read_tensors",
     "rows",
     "settings_of",
+    "spelled",
     "suggestions",
     "this_machine",
 ]

@@ -37,8 +37,9 @@ class LayerCache:
     """What one layer keeps, on one device without tensor parallelism.
 
     full, sliding: `num_heads` keys of `key_dim` and values of `value_dim` numbers for each token, sliding ones for the
-    last `window` tokens only. latent: `key_dim` numbers a token, for all heads together (MLA). state: `state_elements`
-    numbers a sequence, however long.
+    last `window` tokens only. latent: `key_dim` numbers a token, for all heads together (MLA), or `expanded_elements`
+    where an engine keeps the keys and values of every head after all. state: `state_elements` numbers a sequence,
+    however long.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class LayerCache:
     value_dim: int = 0
     window: int = 0
     state_elements: int = 0
+    expanded_elements: int = 0
 
     def elements_per_token(self, tensor_parallel_size: int = 1) -> int:
         """Return how many numbers a token takes on each device; heads are split until each device has one."""
@@ -110,7 +112,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         ),
         num_attention_heads=heads,
         vocab_size=_number(text, "vocab_size", default=_number(config, "vocab_size", default=32_000)),
-        max_model_len=_max_model_len(text, notes),
+        max_model_len=_max_model_len(text, model_type, notes),
         dtype=str(
             text.get("dtype")
             or text.get("torch_dtype")
@@ -167,7 +169,9 @@ def _attention(text: Mapping[str, Any], heads: int, hidden: int, notes: list[str
     """Return what a layer with full attention keeps."""
     rank, rope = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
     if rank and rope:
-        return LayerCache("latent", 1, int(rank) + int(rope))
+        nope, value = int(text.get("qk_nope_head_dim") or 128), int(text.get("v_head_dim") or 128)
+        expanded = heads * (nope + int(rope) + value)
+        return LayerCache("latent", 1, int(rank) + int(rope), expanded_elements=expanded)
     if text.get("multi_query") and not text.get("new_decoder_architecture"):
         kv_heads = 1  # Falcon and GPT-BigCode
     else:
@@ -258,7 +262,7 @@ def _mamba_state(text: Mapping[str, Any]) -> int:
     return (inner + 2 * groups * size) * (kernel - 1) + inner * size if size else 0
 
 
-def _max_model_len(text: Mapping[str, Any], notes: list[str]) -> int:
+def _max_model_len(text: Mapping[str, Any], model_type: str, notes: list[str]) -> int:
     length = _number(text, *_MAX_LEN_KEYS, default=0)
     if not length:
         _note(notes, "config.json names no longest sequence: 2,048 tokens are assumed, as vLLM does")
@@ -267,6 +271,8 @@ def _max_model_len(text: Mapping[str, Any], notes: list[str]) -> int:
     kind = (
         str(rope.get("rope_type") or rope.get("type") or "default") if isinstance(rope, dict) else "default"
     )
+    if model_type.startswith("gemma3"):  # its length has the factor in it (vLLM: the same function)
+        return length
     if kind in _ROPE_WITHOUT_FACTOR or not isinstance(factor := rope.get("factor"), int | float):
         return length
     if kind == "yarn":

@@ -113,7 +113,12 @@ def layout_of(architecture: Architecture, settings: Settings, dtype: str, max_ba
 
 def _layer_bytes(layer: LayerCache, settings: Settings, element_bytes: float) -> int:
     """Return the bytes of a token in a layer, on one device."""
-    size = layer.elements_per_token(settings.tensor_parallel_size) * element_bytes
+    elements = layer.elements_per_token(settings.tensor_parallel_size)
+    if (
+        layer.kind == "latent" and settings.engine == "transformers"
+    ):  # its classes cache what they have expanded
+        elements = layer.expanded_elements
+    size = elements * element_bytes
     if settings.engine in {"turbomind", "pytorch"} and settings.kv_cache_dtype.startswith("int"):
         heads = max(1, -(-layer.num_heads // settings.tensor_parallel_size))
         size += 2 * heads * _LMDEPLOY_SCALE_BYTES

@@ -16,7 +16,7 @@ from modelkit.fit.hardware import Device
 from modelkit.fit.headers import LocalReader
 from modelkit.fit.limits import suggestions
 from modelkit.fit.places import checkpoint_on_disk
-from modelkit.fit.report import gib
+from modelkit.fit.report import gib, spelled
 from modelkit.fit.settings import Settings, settings_of
 
 __all__ = ["Finding", "check_fit", "read_local_model"]
@@ -74,7 +74,7 @@ def _finding(model: Model, settings: Settings, device: Device) -> Finding | None
     never_starts = settings.engine in _REFUSES_TO_START and not least.fits
     is_certain = is_known and (weights_exceed or never_starts)
     changes = suggestions(model, settings, device)
-    cure = " or ".join(_spelled(change.text, change.option) for change in changes[:2])
+    cure = " or ".join(spelled(change) for change in changes[:2])
     return Finding(
         severity="error" if is_certain else "warning",
         message=_message(likely, weights_exceed=weights_exceed),
@@ -98,7 +98,3 @@ def _keys(*, weights_exceed: bool) -> tuple[tuple[str, ...], ...]:
     compute = (("compute", "instance"), ("compute", "accelerator_type"), ("compute", "accelerator_memory"))
     engine = (("engine", "max_model_len"), ("engine", "name"))
     return compute + engine if weights_exceed else engine + compute
-
-
-def _spelled(text: str, option: str) -> str:
-    return f"{text} (--set {option})" if option else text

@@ -26,10 +26,10 @@ _FP8_WORDS = {"vllm": "fp8", "sglang": "fp8_e5m2", "turbomind": "int8", "pytorch
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """One change that makes it fit: what to do, the option that does it ("" where none does), and the sum with it."""
+    """One change that makes it fit: what to do, the keys that do it (none where no key does), and the sum with it."""
 
     text: str
-    option: str
+    options: tuple[str, ...]
     estimate: Estimate
 
 
@@ -74,8 +74,7 @@ def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) 
 
     def suggest(
         text: str,
-        option: str = "",
-        *,
+        *options: str,
         changed: Model = model,
         of: Settings = settings,
         on: Device = device,
@@ -83,7 +82,7 @@ def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) 
         num: int = concurrency,
     ) -> Suggestion:
         return Suggestion(
-            text, option, estimate(changed, of, on, max_model_len=max_model_len, concurrency=num)
+            text, options, estimate(changed, of, on, max_model_len=max_model_len, concurrency=num)
         )
 
     shorter = largest_max_model_len(model, settings, device, concurrency)
@@ -131,7 +130,10 @@ def _more_devices(
         if size > settings.tensor_parallel_size and model.architecture.num_attention_heads % size == 0:
             of = replace(settings, tensor_parallel_size=size)
             change = suggest(
-                f"spread it over {size} of these GPUs", f"engine.tensor_parallel_size={size}", of=of
+                f"spread it over {size} of these GPUs",
+                f"compute.num_accelerators={size}",
+                f"engine.tensor_parallel_size={size}",
+                of=of,
             )
             yield change
             if change.estimate.fits:

@@ -3,13 +3,20 @@
 from typing import Any
 
 from modelkit.fit.budget import Estimate
+from modelkit.fit.limits import Suggestion
 
-__all__ = ["as_json", "gib", "rows"]
+__all__ = ["as_json", "gib", "rows", "spelled"]
 
 
 def gib(num_bytes: float) -> str:
     """Write an amount of memory for people."""
     return f"{num_bytes / 1024**3:.2f} GiB"
+
+
+def spelled(change: Suggestion) -> str:
+    """Write a change with the options of the command line that make it."""
+    options = " ".join(f"--set {option}" for option in change.options)
+    return f"{change.text} ({options})" if options else change.text
 
 
 def rows(found: Estimate) -> list[tuple[str, int]]:

@@ -168,6 +168,7 @@ def _latent_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     if query_rank := text.get("q_lora_rank"):
         return shapes | {
             "self_attn.q_a_proj.weight": (int(query_rank), hidden),
+            "self_attn.q_a_layernorm.weight": (int(query_rank),),
             "self_attn.q_b_proj.weight": (heads * (nope + rope), int(query_rank)),
         }
     return shapes | {"self_attn.q_proj.weight": (heads * (nope + rope), hidden)}
