@@ -137,7 +137,8 @@ def estimate(
         **overheads,
     )
     room = _room(parts)
-    layout = layout_of(architecture, settings, dtype, max_batched_tokens(settings, device, length))
+    tokens = max_batched_tokens(settings, device, length)
+    layout = layout_of(architecture, settings, dtype, tokens, on_cpu=device.is_cpu)
     sequence_bytes = layout.sequence_bytes(length)
     return Estimate(
         device=device,
@@ -150,7 +151,7 @@ def estimate(
         graph_bytes=parts.graphs,
         overhead_bytes=parts.context + parts.runtime,
         kv_room_bytes=room,
-        kv_bytes=sequence_bytes * concurrency,
+        kv_bytes=sequence_bytes * layout.rows(concurrency),
         sequence_bytes=sequence_bytes,
         kv_capacity_tokens=layout.num_tokens(room, length),
         most_sequences=_most_sequences(layout, room, length, max_sequences(settings, device)),

@@ -24,13 +24,18 @@ BLOCK_TOKENS: dict[EngineKind, int] = {
     "transformers": 1,
 }
 
+# vllm/platforms/cpu.py.
+_VLLM_CPU_BLOCK = 128
 # In-flight batches for which vLLM keeps blocks that a window has left: two with asynchronous scheduling, its default
-# (vllm/config/vllm.py: max_in_flight_tokens).
+# on GPUs (vllm/config/vllm.py: max_in_flight_tokens).
 _VLLM_BATCHES_IN_FLIGHT = 2
 # sglang/srt/server_args.py: swa_full_tokens_ratio.
 _SGLANG_SWA_RATIO = 0.8
 # sglang/srt/configs/model_config.py: is_hybrid_swa_model. Other models with windows get memory as if they had none.
 _SGLANG_HYBRID = ("GptOss", "Llama4", "Gemma4", "MiMoV2", "Step3p", "Laguna", "Mellum")
+
+# modelkit/engines/_batch.py: COLUMN_STEP, which cannot be imported without torch.
+_BATCH_COLUMN_STEP = 64
 
 _KV_BYTES = {
     "float32": 4.0,
@@ -56,10 +61,12 @@ class Layout:
     """How a pool of KV cache is used up.
 
     `units` tells how many units of `unit_bytes` a sequence of a length takes; memory is handed out in whole units.
+    `rows` tells for how many sequences room is made where there are so many.
     """
 
     unit_bytes: int
     units: Callable[[int], int]
+    rows: Callable[[int], int] = lambda num: num
 
     def sequence_bytes(self, num_tokens: int) -> int:
         """Return the bytes that a sequence of that length takes."""
@@ -68,7 +75,8 @@ class Layout:
     def num_sequences(self, pool_bytes: int, num_tokens: int) -> int:
         """Return how many sequences of that length a pool holds at the same time."""
         needed = self.units(num_tokens)
-        return max(0, pool_bytes // self.unit_bytes) // needed if needed else 0
+        fit = max(0, pool_bytes // self.unit_bytes) // needed if needed else 0
+        return fit if self.rows(fit) <= fit else self.rows(fit) // 2
 
     def num_tokens(self, pool_bytes: int, num_tokens: int) -> int:
         """Return how many tokens a pool holds, in sequences of that length: what engines report as their capacity."""
@@ -88,7 +96,14 @@ def bytes_per_token(architecture: Architecture, settings: Settings, dtype: str) 
     return sum(_layer_bytes(layer, settings, element_bytes) for layer in architecture.layers)
 
 
-def layout_of(architecture: Architecture, settings: Settings, dtype: str, max_batched_tokens: int) -> Layout:
+def layout_of(
+    architecture: Architecture,
+    settings: Settings,
+    dtype: str,
+    max_batched_tokens: int,
+    *,
+    on_cpu: bool = False,
+) -> Layout:
     """Return how an engine lays out the cache of a model. `max_batched_tokens` is what it reads of prompts at once."""
     element_bytes = kv_element_bytes(settings, dtype)
     paged = [layer for layer in architecture.layers if layer.kind != "state"]
@@ -97,16 +112,18 @@ def layout_of(architecture: Architecture, settings: Settings, dtype: str, max_ba
     if not paged or (states and settings.engine != "sglang"):
         return _by_bytes(architecture, settings, element_bytes)
     if settings.engine == "vllm" and "sliding" in kinds:
-        return _vllm_groups(paged, settings, element_bytes, max_batched_tokens)
+        in_flight = (1 if on_cpu else _VLLM_BATCHES_IN_FLIGHT) * max_batched_tokens
+        block = _VLLM_CPU_BLOCK if on_cpu else BLOCK_TOKENS["vllm"]
+        return _vllm_groups(paged, settings, element_bytes, block, in_flight)
     if (
         settings.engine == "sglang"
         and kinds == {"full", "sliding"}
         and architecture.name.startswith(_SGLANG_HYBRID)
     ):
         return _sglang_pools(paged, settings, element_bytes)
-    if settings.engine == "transformers" and "sliding" in kinds:
-        return _by_bytes(architecture, settings, element_bytes)
-    block = BLOCK_TOKENS[settings.engine]
+    if settings.engine == "transformers":
+        return _growing(paged, settings, element_bytes)
+    block = _VLLM_CPU_BLOCK if on_cpu and settings.engine == "vllm" else BLOCK_TOKENS[settings.engine]
     token_bytes = sum(_layer_bytes(layer, settings, element_bytes) for layer in paged)
     return Layout(token_bytes * block, lambda length: -(-length // block))
 
@@ -130,21 +147,19 @@ def _state_bytes(layer: LayerCache, settings: Settings, element_bytes: float) ->
 
 
 def _vllm_groups(
-    layers: list[LayerCache], settings: Settings, element_bytes: float, max_batched_tokens: int
+    layers: list[LayerCache], settings: Settings, element_bytes: float, block: int, in_flight: int
 ) -> Layout:
     """VLLM's hybrid KV cache: layers of one type form groups of equal size, which share one pool of blocks.
 
     vllm/v1/core/kv_cache_utils.py: _get_kv_cache_groups_uniform_page_size, and max_memory_usage_bytes of the specs in
     vllm/v1/kv_cache_interface.py.
     """
-    block = BLOCK_TOKENS["vllm"]
     counts = Counter(
         (layer.kind, layer.window, _layer_bytes(layer, settings, element_bytes)) for layer in layers
     )
     least, most = min(counts.values()), max(counts.values())
     group_size = most if most < least * 1.5 else least
     page_bytes = max(size for _, _, size in counts) * block
-    in_flight = _VLLM_BATCHES_IN_FLIGHT * max_batched_tokens
     groups = [(kind, window, -(-count // group_size)) for (kind, window, _), count in counts.items()]
 
     def units(length: int) -> int:
@@ -169,8 +184,23 @@ def _sglang_pools(layers: list[LayerCache], settings: Settings, element_bytes: f
     return Layout(int(sizes["full"] + ratio * sizes["sliding"]), lambda length: length)
 
 
+def _growing(layers: list[LayerCache], settings: Settings, element_bytes: float) -> Layout:
+    """Lay out modelkit's own batch (engines/_batch.py).
+
+    Rows of equal length get room for half as much again when they are laid out anew, and there are as many rows as the
+    next power of two. What a window has left behind is kept.
+    """
+    step = _BATCH_COLUMN_STEP
+    column_bytes = sum(_layer_bytes(layer, settings, element_bytes) for layer in layers)
+
+    def units(length: int) -> int:
+        return -(-(length + max(step, length // 2)) // step)
+
+    return Layout(column_bytes * step, units, lambda num: 1 << (num - 1).bit_length() if num else 0)
+
+
 def _by_bytes(architecture: Architecture, settings: Settings, element_bytes: float) -> Layout:
-    """Count to the byte: caches that grow, and models whose layers keep a state instead of tokens."""
+    """Count to the byte: models with layers that keep a state instead of tokens."""
 
     def size(length: int) -> int:
         total = 0

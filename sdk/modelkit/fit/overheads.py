@@ -144,11 +144,13 @@ def max_sequences(settings: Settings, device: Device) -> int:
         return next((size for part, size in _LMDEPLOY_BATCH.items() if part in name), 128)
     if settings.engine == "sglang":
         return 2048  # kv_cache_configurator.py: resolve_max_num_reqs, at least
-    return 32 if settings.engine == "transformers" else 128
+    return 64 if settings.engine == "transformers" else 128  # engines/transformers.py: TransformersArgs
 
 
 def max_batched_tokens(settings: Settings, device: Device, max_model_len: int) -> int:
     """Return how many prompt tokens an engine reads in one step."""
+    if settings.engine == "transformers":  # a long prompt is read in one piece
+        return max(settings.max_num_batched_tokens or 2048, max_model_len)
     if settings.max_num_batched_tokens is not None and settings.max_num_batched_tokens > 0:
         return settings.max_num_batched_tokens
     if settings.engine == "vllm":
@@ -158,8 +160,6 @@ def max_batched_tokens(settings: Settings, device: Device, max_model_len: int) -
         return sglang_defaults(device, settings.tensor_parallel_size)[0]
     if settings.engine == "tgi":
         return 4096
-    if settings.engine == "transformers":
-        return max_model_len
     return 8192  # lmdeploy/messages.py: max_prefill_token_num
 
 

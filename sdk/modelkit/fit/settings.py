@@ -15,7 +15,9 @@ EngineKind = Literal["vllm", "sglang", "turbomind", "pytorch", "tgi", "transform
 _KINDS: tuple[EngineKind, ...] = ("vllm", "sglang", "turbomind", "pytorch", "tgi", "transformers")
 
 _EAGER = ("enforce-eager", "disable-cuda-graph", "eager-mode")
+_SEQUENCES = ("max-num-seqs", "max-running-requests", "max-batch-size")
 _BATCHED = (
+    "max-batched-tokens",
     "max-num-batched-tokens",
     "chunked-prefill-size",
     "max-prefill-token-num",
@@ -62,7 +64,7 @@ def settings_of(config: EngineConfig, num_accelerators: int = 0) -> Settings | N
         quantization=config.quantization,
         utilization=config.gpu_memory_utilization,
         max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=config.max_num_seqs or _whole(args, _SEQUENCES),
         max_num_batched_tokens=_whole(args, _BATCHED),
         kv_cache_bytes=_whole(args, _KV_BYTES),
         swa_full_tokens_ratio=_ratio(args.get("swa-full-tokens-ratio")),

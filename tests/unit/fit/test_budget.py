@@ -58,7 +58,7 @@ def test_more_sequences_and_longer_ones_take_more(qwen2, engine):
     base = estimate(qwen2, settings, device, max_model_len=4096, concurrency=4)
     assert estimate(qwen2, settings, device, max_model_len=8192, concurrency=4).kv_bytes == 2 * base.kv_bytes
     assert estimate(qwen2, settings, device, max_model_len=4096, concurrency=8).kv_bytes == 2 * base.kv_bytes
-    assert base.sequence_bytes == 57_344 * 4096
+    assert base.sequence_bytes == 57_344 * 4096 * (1.5 if engine == "transformers" else 1)
 
 
 def test_vllm_takes_its_share_of_all_memory(qwen2):
@@ -118,10 +118,13 @@ def test_sglang_has_two_pools_for_some_models_and_none_for_others():
     assert gemma.unit_bytes == 26 * 4 * 2 * 256 * 2
 
 
-def test_a_cache_that_grows_holds_no_more_than_the_window():
+def test_the_embedded_engine_makes_room_for_half_as_much_again_and_rows_by_powers_of_two():
     layout = layout_of(read_architecture(ck.GEMMA_2_2B), Settings(engine="transformers"), "bfloat16", 8192)
-    layer = 4 * 2 * 256 * 2
-    assert layout.sequence_bytes(8192) == 13 * layer * (8192 + 4096)
+    column = 26 * 4 * 2 * 256 * 2
+    assert layout.sequence_bytes(8192) == column * 8192 * 3 // 2
+    assert layout.sequence_bytes(1) == column * 128
+    assert [layout.rows(num) for num in (1, 2, 3, 4, 5, 64, 65)] == [1, 2, 4, 4, 8, 64, 128]
+    assert layout.num_sequences(7 * layout.sequence_bytes(100), 100) == 4
 
 
 def test_layers_that_keep_a_state_take_the_same_for_every_length():
