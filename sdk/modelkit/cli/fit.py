@@ -119,24 +119,16 @@ def _config(
 
 def _model(config: "Config | None", model_dir: Path) -> "Model":
     """Return what is to fit. Raises UsageError where the folder has no weights to count, LoadError without them."""
-    from modelkit.errors import LoadError
-    from modelkit.fit import checkpoint_on_disk, read_local_model
+    from modelkit.fit import LocalReader, open_checkpoint, read_model
 
     if config is None:
-        return read_local_model(model_dir)
+        return read_model(LocalReader(model_dir))
     if config.engine is None or config.checkpoints is None:
         raise UsageError(
             f"{config.model.id} has no checkpoint that an engine loads, so there is nothing to count",
             cure="add 'engine' and 'checkpoints' to config.yaml, or give a checkpoint's folder",
         )
-    folder = checkpoint_on_disk(config.checkpoints, model_dir)
-    if folder is None:
-        where = config.checkpoints.repo_id or config.checkpoints.path
-        raise LoadError(
-            f"the checkpoint {where} is not on this machine, so its config.json cannot be read",
-            cure="fetch it first (`modelkit serve` does), or give the folder of a copy: modelkit fit FOLDER",
-        )
-    return read_local_model(folder)
+    return read_model(open_checkpoint(config.checkpoints, model_dir))
 
 
 def _settings(config: "Config | None", engine: str | None) -> "Settings":

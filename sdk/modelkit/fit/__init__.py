@@ -7,7 +7,7 @@ makes of them, `limits` turns the sum round. Nothing here imports an engine, tor
 from modelkit.fit.architecture import Architecture, read_architecture
 from modelkit.fit.budget import Estimate, Model, estimate
 from modelkit.fit.checkpoint import read_model
-from modelkit.fit.gate import Finding, check_fit, read_local_model
+from modelkit.fit.gate import Finding, check_fit
 from modelkit.fit.hardware import Device, device_by_name, device_of_compute, device_of_size, this_machine
 from modelkit.fit.headers import (
     CheckpointReader,
@@ -18,7 +18,7 @@ from modelkit.fit.headers import (
     read_tensors,
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
-from modelkit.fit.places import checkpoint_on_disk
+from modelkit.fit.places import checkpoint_on_disk, open_checkpoint
 from modelkit.fit.report import as_json, gib, rows, spelled
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
 
@@ -47,8 +47,8 @@ __all__ = [
     "kind_of",
     "largest_concurrency",
     "largest_max_model_len",
+    "open_checkpoint",
     "read_architecture",
-    "read_local_model",
     "read_model",
     "read_tensors",
     "rows",

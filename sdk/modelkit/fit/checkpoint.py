@@ -14,17 +14,21 @@ __all__ = ["read_model"]
 CONFIG = "config.json"
 
 
-def read_model(reader: CheckpointReader, *, with_weights: bool = True) -> Model:
-    """Return what a checkpoint says of memory. Raises LoadError where it has no config.json, or a damaged file.
+def read_model(reader: CheckpointReader) -> Model:
+    """Return what a checkpoint says of memory. Raises LoadError where it has no config.json that can be read.
 
-    Without safetensors files, or `with_weights` False, the weights are told from the architecture.
+    Where the safetensors files are not there, not whole or not readable, the weights are told from the architecture:
+    somebody may be fetching them. `Weights.is_estimate` says so.
     """
     config = read_json(reader, CONFIG)
     if config is None:
         raise LoadError("the checkpoint has no config.json", cure="use a checkpoint in transformers' format")
     architecture = read_architecture(config)
-    tensors = read_tensors(reader) if with_weights else ()
-    pickled = pickle_bytes(reader) if with_weights and not tensors else 0
+    try:
+        tensors = read_tensors(reader)
+    except LoadError:
+        tensors = ()
+    pickled = 0 if tensors else pickle_bytes(reader)
     known: tuple[Tensor, ...] = tensors or expected_tensors(architecture)
 
     @cache

@@ -19,7 +19,7 @@ from modelkit.fit.places import checkpoint_on_disk
 from modelkit.fit.report import gib, spelled
 from modelkit.fit.settings import Settings, settings_of
 
-__all__ = ["Finding", "check_fit", "read_local_model"]
+__all__ = ["Finding", "check_fit"]
 
 # The others start, and refuse or cut what is too long for them.
 _REFUSES_TO_START = frozenset({"vllm", "tgi"})
@@ -49,19 +49,9 @@ def check_fit(config: Config, model_dir: Path, device: Device) -> Finding | None
     if folder is None:
         return None
     try:
-        model = read_local_model(folder)
-        return _finding(model, settings, device)
+        return _finding(read_model(LocalReader(folder)), settings, device)
     except LoadError:
         return None
-
-
-def read_local_model(folder: Path) -> Model:
-    """Return the model in a folder, its weights from the architecture where they are not all there yet."""
-    reader = LocalReader(folder)
-    try:
-        return read_model(reader)
-    except LoadError:
-        return read_model(reader, with_weights=False)
 
 
 def _finding(model: Model, settings: Settings, device: Device) -> Finding | None:

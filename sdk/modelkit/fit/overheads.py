@@ -71,8 +71,8 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
             hidden=4,
             # gate_up_proj's output is twice the width of the layer, the activation's another.
             intermediate=3,
-            # bfloat16 logits, float32 logits, probabilities and noise of the sampler's dummy run.
-            logits_bytes=14,
+            # bfloat16 logits and their float32 copy: gpu/sample/sampler.py samples without another.
+            logits_bytes=6,
             link_bytes=_LINKS,
         ),
         "sglang": Overheads(

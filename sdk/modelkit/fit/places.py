@@ -1,14 +1,27 @@
-"""Where a model folder's checkpoint is, as far as it is on this machine: nothing here touches the network."""
+"""Where a model folder's checkpoint is."""
 
 from pathlib import Path
 
 from modelkit.config import CheckpointConfig
+from modelkit.errors import LoadError
+from modelkit.fit.headers import CheckpointReader, LocalReader
 
-__all__ = ["checkpoint_on_disk"]
+__all__ = ["checkpoint_on_disk", "open_checkpoint"]
+
+
+def open_checkpoint(config: CheckpointConfig, model_dir: Path) -> CheckpointReader:
+    """Return the files of a checkpoint. Raises LoadError where it is not on this machine."""
+    folder = checkpoint_on_disk(config, model_dir)
+    if folder is None:
+        raise LoadError(
+            f"the checkpoint {config.repo_id or config.path} is not on this machine, so its config.json cannot be read",
+            cure="fetch it first (`modelkit serve` does), or give the folder of a copy: modelkit fit FOLDER",
+        )
+    return LocalReader(folder)
 
 
 def checkpoint_on_disk(config: CheckpointConfig, model_dir: Path) -> Path | None:
-    """Return the folder with the checkpoint's config.json; None where it is not on this machine yet."""
+    """Return the folder with the checkpoint's config.json, without the network; None where it is not here yet."""
     if config.type == "local":
         folder = model_dir / Path(config.path or "").expanduser()
         return folder if (folder / "config.json").is_file() else None

@@ -110,6 +110,18 @@ def test_vllm_shares_one_pool_between_layers_with_windows_and_without():
     assert gemma3.units(131_072) == 131_072 // 16 + 6 * (-(-(1023 + 4096) // 16) + 1)
 
 
+def test_vllm_on_a_cpu_reports_these_capacities():
+    """What vLLM 0.32 logged for 256 MiB of float32 cache, sequences of 4,096 and steps of 512 tokens."""
+    small = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 256}
+    settings = Settings(engine="vllm")
+    gemma2 = read_architecture({**ck.GEMMA_2_2B, **small, "num_hidden_layers": 6, "sliding_window": 512})
+    layout = layout_of(gemma2, settings, "float32", 512, on_cpu=True)
+    assert layout.num_tokens(2**28, 4096) == 68_133
+    text = {**ck.GEMMA_3_27B["text_config"], **small, "num_hidden_layers": 13, "sliding_window": 256}
+    gemma3 = layout_of(read_architecture(text), settings, "float32", 512, on_cpu=True)
+    assert gemma3.num_tokens(2**28, 4096) == 56_679
+
+
 def test_sglang_has_two_pools_for_some_models_and_none_for_others():
     oss = layout_of(read_architecture(ck.GPT_OSS_20B), Settings(engine="sglang"), "bfloat16", 8192)
     layer = 8 * 2 * 64 * 2
