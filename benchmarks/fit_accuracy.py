@@ -34,7 +34,16 @@ from random_checkpoint import ARCHITECTURES, copy_tokenizer, write_checkpoint, w
 
 from modelkit.config import EngineConfig
 from modelkit.engines.catalog import create
-from modelkit.fit import LocalReader, Settings, estimate, read_model, settings_of, this_machine
+from modelkit.fit import (
+    Device,
+    LocalReader,
+    Settings,
+    device_by_name,
+    estimate,
+    read_model,
+    settings_of,
+    this_machine,
+)
 from modelkit.fit.cache import bytes_per_token
 from modelkit.fit.overheads import OVERHEADS
 
@@ -276,7 +285,7 @@ def compare(engine: str, architecture: str, checkpoint: Path, options: argparse.
     env = environment(engine, python, adapter.environment(), options)
     settings = settings_of(config)
     assert settings is not None
-    predicted = predict(checkpoint, settings)
+    predicted = predict(checkpoint, settings, options.card)
     record: dict[str, Any] = {"engine": engine, "architecture": architecture, "predicted": predicted}
     started = time.monotonic()
     log_path = options.logs / f"{architecture}-{engine}.log"
@@ -313,9 +322,8 @@ def environment(engine: str, python: str, own: Any, options: argparse.Namespace)
     }
 
 
-def predict(checkpoint: Path, settings: Settings) -> dict[str, Any]:
+def predict(checkpoint: Path, settings: Settings, device: Device) -> dict[str, Any]:
     model = read_model(LocalReader(checkpoint))
-    device = this_machine()
     found = estimate(model, settings, device)
     overheads = OVERHEADS[settings.engine]
     free = (
@@ -451,10 +459,14 @@ def main() -> None:
     options = parse_options()
     parent = options.checkpoints or Path(tempfile.mkdtemp(prefix="fit-"))
     first = next(iter(options.engines))
+    seen = probe(options.engines[first], environment(first, options.engines[first], {}, options))
+    options.card = this_machine()
+    if options.card.is_cpu and "name" in seen:  # a container without nvidia-smi
+        options.card = device_by_name(seen["name"])
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
-        "device": asdict(this_machine()) | {"accelerator": None},
-        "probe": probe(options.engines[first], environment(first, options.engines[first], {}, options)),
+        "device": asdict(options.card) | {"accelerator": None},
+        "probe": seen,
         "records": [],
     }
     print(json.dumps(result["probe"]), flush=True)

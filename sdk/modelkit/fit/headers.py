@@ -60,7 +60,7 @@ class CheckpointReader(Protocol):
     """A checkpoint's files, wherever they are. Every method raises LoadError where they cannot be had."""
 
     def paths(self) -> Sequence[str]:
-        """Return the name of each file, with / between folders."""
+        """Return the name of each file, with / between folders; those in folders are not needed."""
         ...
 
     def size_bytes(self, path: str) -> int:
@@ -79,9 +79,11 @@ class LocalReader:
     folder: Path
 
     def paths(self) -> Sequence[str]:
-        """Return the files of the folder, without those of hidden folders."""
-        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        return sorted(str(path) for path in found if not any(part.startswith(".") for part in path.parts))
+        """Return the files of the folder itself: weights and config.json lie nowhere deeper."""
+        try:
+            return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+        except OSError as error:
+            raise _unreadable(str(self.folder), error) from error
 
     def size_bytes(self, path: str) -> int:
         """Return the size of a file."""
