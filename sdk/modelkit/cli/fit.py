@@ -37,7 +37,8 @@ def command(
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The card, such as H200. Default: config.yaml's, or this machine's."
+            metavar="NAME",
+            help="The card, such as H200, or a machine type. Default: config.yaml's, or this machine's.",
         ),
     ] = None,
     memory: Annotated[
@@ -80,9 +81,11 @@ def command(
     config, model_dir = _config(path, environment, overrides or [], engine)
     model = _model(config, model_dir)
     settings = _settings(config, engine)
-    if tensor_parallel_size is not None:
-        settings = replace(settings, tensor_parallel_size=tensor_parallel_size)
-    asked = _Asked(model, settings, _device(config, gpu, memory), max_model_len, concurrency)
+    device = _device(config, settings.engine, gpu, memory)
+    size = tensor_parallel_size or (device.count if gpu is not None and device.count > 1 else None)
+    if size is not None:
+        settings = replace(settings, tensor_parallel_size=size)
+    asked = _Asked(model, settings, device, max_model_len, concurrency)
     found = estimate(model, settings, asked.device, max_model_len=max_model_len, concurrency=concurrency)
     longest = largest_max_model_len(model, settings, asked.device, concurrency)
     most = largest_concurrency(model, settings, asked.device, max_model_len)
@@ -145,7 +148,7 @@ def _settings(config: "Config | None", engine: str | None) -> "Settings":
     return settings
 
 
-def _device(config: "Config | None", gpu: str | None, memory: str | None) -> "Device":
+def _device(config: "Config | None", engine: str, gpu: str | None, memory: str | None) -> "Device":
     """Return what it is to fit on: what the options say, else config.yaml, else this machine."""
     from modelkit.config.quantities import parse_memory
     from modelkit.fit import device_by_name, device_of_compute, device_of_size, this_machine
@@ -159,7 +162,13 @@ def _device(config: "Config | None", gpu: str | None, memory: str | None) -> "De
         if not size_bytes:
             raise UsageError(f"'{memory}' is no amount of memory", cure="write it like 24GiB or 80G")
         return device_of_size(size_bytes)
-    return (device_of_compute(config.compute) if config is not None else None) or this_machine()
+    device = (device_of_compute(config.compute) if config is not None else None) or this_machine()
+    if device.is_cpu and engine not in {"vllm", "transformers"}:
+        raise UsageError(
+            f"this machine has no GPU, and {engine} runs on nothing else",
+            cure="name the card that it is for: --gpu H200, or --memory 24GiB",
+        )
+    return device
 
 
 def _as_json(

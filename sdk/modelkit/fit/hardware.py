@@ -11,6 +11,7 @@ from modelkit.config.accelerators import (
     accelerator_by_name,
     accelerators,
     matching_accelerators,
+    table,
 )
 from modelkit.engines.machine import nvidia_gpus
 from modelkit.errors import UsageError, closest
@@ -40,10 +41,11 @@ class Device:
 
 
 def device_by_name(name: str) -> Device:
-    """Return a card of the catalogue. Raises UsageError where there is none of that name."""
-    accelerator = accelerator_by_name(name)
+    """Return a card of the catalogue, or those of a cloud's machine type. Raises UsageError where there is none."""
+    instance = table()["instances"].get(name)
+    accelerator = accelerator_by_name(name if instance is None else instance[0])
     if accelerator is not None:
-        return _device(accelerator)
+        return replace(_device(accelerator), count=1 if instance is None else instance[1])
     known = [each.name.removeprefix("NVIDIA-") for each in accelerators()]
     guess = closest(name, known)
     raise UsageError(

@@ -203,8 +203,9 @@ def _gated(prefix: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
 
 def _plain(name: str, architecture: Architecture, *shape: int) -> Tensor:
     """Return a tensor as the checkpoint would have it: quantized where its method quantizes it."""
-    num = prod(shape)
-    if architecture.quantization and len(shape) > 1 and not _EMBEDDING.search(name):
-        return Tensor(name, "U8", shape, int(num * _QUANTIZED_BYTES.get(architecture.quantization, 1.0)))
+    num, method = prod(shape), architecture.quantization
+    is_quantized = len(shape) > 1 and not _EMBEDDING.search(name) and (method != "mxfp4" or "experts" in name)
+    if method and is_quantized:
+        return Tensor(name, "U8", shape, int(num * _QUANTIZED_BYTES.get(method, 1.0)))
     size = DTYPE_BYTES.get(architecture.dtype, 2)
     return Tensor(name, "F32" if size == DTYPE_BYTES["float32"] else "BF16", shape, num * size)

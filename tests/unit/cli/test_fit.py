@@ -81,6 +81,8 @@ def test_tensor_parallelism_and_other_engines(folder, capsys):
     two = json.loads(capsys.readouterr().out)
     assert two["tensor_parallel_size"] == 2
     assert two["weights_bytes"] == pytest.approx(15_231_233_024 / 2, rel=0.001)
+    assert main(["fit", "--gpu", "g5.12xlarge", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensor_parallel_size"] == 4
     assert main(["fit", "--gpu", "H200", "--engine", "lmdeploy:pytorch", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"] == "pytorch"
 
@@ -96,11 +98,14 @@ def test_tensor_parallelism_and_other_engines(folder, capsys):
         (["--engine", "vlm"], 2, "there is no engine 'vlm'"),
         (["checkpoint", "--engine", "vlm"], 2, "is no engine that loads weights here"),
         (["--set", "checkpoints.path=none"], 1, "is not on this machine"),
+        (["checkpoint", "--engine", "sglang"], 2, "this machine has no GPU, and sglang runs on nothing else"),
+        (["--gpu", "t3a.large"], 2, "is not known here"),
         (["plain"], 2, "has no checkpoint that an engine loads"),
         (["nowhere"], 2, "there is no nowhere"),
     ],
 )
-def test_what_cannot_be_counted_says_why(folder, capsys, arguments, code, words):
+def test_what_cannot_be_counted_says_why(folder, capsys, monkeypatch, arguments, code, words):
+    monkeypatch.setattr("modelkit.fit.hardware.nvidia_gpus", tuple)
     (folder / "plain").mkdir()
     (folder / "plain" / "config.yaml").write_text("model: {id: plain}\n")
     assert main(["fit", *arguments]) == code

@@ -120,6 +120,8 @@ def test_vllm_on_a_cpu_reports_these_capacities():
     text = {**ck.GEMMA_3_27B["text_config"], **small, "num_hidden_layers": 13, "sliding_window": 256}
     gemma3 = layout_of(read_architecture(text), settings, "float32", 512, on_cpu=True)
     assert gemma3.num_tokens(2**28, 4096) == 56_679
+    mistral = read_architecture({**ck.MISTRAL_7B_01, **small, "num_hidden_layers": 4, "sliding_window": 512})
+    assert layout_of(mistral, settings, "float32", 512, on_cpu=True).num_tokens(2**28, 4096) == 233_016
 
 
 def test_sglang_has_two_pools_for_some_models_and_none_for_others():
@@ -212,6 +214,7 @@ def test_options_are_read_as_each_engine_spells_them():
 def test_devices_by_name_by_size_and_by_what_compute_asks_for():
     assert device_by_name("h200").name == "NVIDIA-H200"
     assert device_by_name("NVIDIA H100 80GB HBM3").name == "NVIDIA-H100"
+    assert (device_by_name("g5.12xlarge").name, device_by_name("g5.12xlarge").count) == ("NVIDIA-A10G", 4)
     with pytest.raises(UsageError, match="did you mean 'H200'"):
         device_by_name("H2000")
     assert device_of_size(24 * GIB).name == "a GPU with 24 GiB"

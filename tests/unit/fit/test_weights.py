@@ -30,6 +30,11 @@ def test_parameters_told_from_the_config(config, num_parameters):
     assert weigh(config).num_parameters == num_parameters
 
 
+def test_gpt_oss_20b_takes_what_its_card_says():
+    # 13.76 GB of files, of which the experts are in four bits
+    assert weigh(ck.GPT_OSS_20B).bytes_per_device == pytest.approx(13.76e9, rel=0.01)
+
+
 def test_qwen2_7b_takes_what_its_card_says():
     assert round(weigh(ck.QWEN2_7B).bytes_per_device / GIB, 2) == 14.19
 
