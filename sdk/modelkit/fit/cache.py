@@ -107,9 +107,9 @@ def layout_of(
     """Return how an engine lays out the cache of a model. `max_batched_tokens` is what it reads of prompts at once."""
     element_bytes = kv_element_bytes(settings, dtype)
     paged = [layer for layer in architecture.layers if layer.kind != "state"]
-    states = [layer for layer in architecture.layers if layer.kind == "state" and layer.state_elements]
+    has_states = any(layer.state_elements for layer in architecture.layers)
     kinds = {layer.kind for layer in paged}
-    if not paged or (states and settings.engine != "sglang"):
+    if not paged or has_states:
         return _by_bytes(architecture, settings, element_bytes)
     if settings.engine == "vllm" and "sliding" in kinds:
         in_flight = (1 if on_cpu else _VLLM_BATCHES_IN_FLIGHT) * max_batched_tokens
@@ -123,7 +123,8 @@ def layout_of(
         return _sglang_pools(paged, settings, element_bytes)
     if settings.engine == "transformers":
         return _growing(paged, settings, element_bytes)
-    block = _VLLM_CPU_BLOCK if on_cpu and settings.engine == "vllm" else BLOCK_TOKENS[settings.engine]
+    is_larger = on_cpu and settings.engine == "vllm" and "latent" not in kinds
+    block = _VLLM_CPU_BLOCK if is_larger else BLOCK_TOKENS[settings.engine]
     token_bytes = sum(_layer_bytes(layer, settings, element_bytes) for layer in paged)
     return Layout(token_bytes * block, lambda length: -(-length // block))
 
@@ -131,9 +132,8 @@ def layout_of(
 def _layer_bytes(layer: LayerCache, settings: Settings, element_bytes: float) -> int:
     """Return the bytes of a token in a layer, on one device."""
     elements = layer.elements_per_token(settings.tensor_parallel_size)
-    if (
-        layer.kind == "latent" and settings.engine == "transformers"
-    ):  # its classes cache what they have expanded
+    # transformers' classes cache the keys and values that they have expanded.
+    if layer.kind == "latent" and settings.engine == "transformers":
         elements = layer.expanded_elements
     size = elements * element_bytes
     if settings.engine in {"turbomind", "pytorch"} and settings.kv_cache_dtype.startswith("int"):
@@ -142,14 +142,10 @@ def _layer_bytes(layer: LayerCache, settings: Settings, element_bytes: float) ->
     return int(size)
 
 
-def _state_bytes(layer: LayerCache, settings: Settings, element_bytes: float) -> int:
-    return int(layer.state_elements * element_bytes / settings.tensor_parallel_size)
-
-
 def _vllm_groups(
     layers: list[LayerCache], settings: Settings, element_bytes: float, block: int, in_flight: int
 ) -> Layout:
-    """VLLM's hybrid KV cache: layers of one type form groups of equal size, which share one pool of blocks.
+    """Lay out vLLM's hybrid KV cache: layers of one type form groups of equal size, which share one pool of blocks.
 
     vllm/v1/core/kv_cache_utils.py: _get_kv_cache_groups_uniform_page_size, and max_memory_usage_bytes of the specs in
     vllm/v1/kv_cache_interface.py.
@@ -206,9 +202,8 @@ def _by_bytes(architecture: Architecture, settings: Settings, element_bytes: flo
         total = 0
         for layer in architecture.layers:
             held = min(length, layer.window) if layer.kind == "sliding" else length
-            total += held * _layer_bytes(layer, settings, element_bytes) + _state_bytes(
-                layer, settings, element_bytes
-            )
+            total += held * _layer_bytes(layer, settings, element_bytes)
+            total += int(layer.state_elements * element_bytes / settings.tensor_parallel_size)
         return total
 
     return Layout(1, size)

@@ -21,7 +21,10 @@ _LEAST_USEFUL_LENGTH = 1024
 # Bytes a weight in a checkpoint of four bits, with its scales, and the share of weights that stay in 16 bits.
 _FOUR_BIT_BYTES = 0.53
 _HIGH_UTILIZATION = 0.95
-_FP8_WORDS = {"vllm": "fp8", "sglang": "fp8_e5m2", "turbomind": "int8", "pytorch": "fp8"}
+# Ada and later: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities
+_FP8_CAPABILITY = (8, 9)
+# What each engine calls a KV cache of eight bits.
+_EIGHT_BIT_WORDS = {"vllm": "fp8", "sglang": "fp8_e5m2", "turbomind": "int8", "pytorch": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,8 @@ def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) 
     fewer = asked.most_sequences
     if 1 <= fewer < concurrency:
         yield suggest(f"answer {fewer} at the same time instead of {concurrency}", num=fewer)
-    word = _FP8_WORDS.get(settings.engine)
-    if word is not None and settings.kv_cache_dtype == "auto" and not device.is_cpu:
+    word = _EIGHT_BIT_WORDS.get(settings.engine)
+    if word is not None and settings.kv_cache_dtype == "auto" and _has_eight_bits(device, word):
         of = replace(settings, kv_cache_dtype=word)
         yield suggest(f"keep the KV cache in 8 bits ({word})", f"engine.kv_cache_dtype={word}", of=of)
     if settings.engine == "vllm" and _has_room_for_more(asked):
@@ -108,6 +111,14 @@ def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) 
         yield suggest("use a 4-bit (AWQ or GPTQ) checkpoint of the model", changed=_in_four_bits(model))
     yield from _more_devices(suggest, model, settings, device)
     yield from _larger_cards(suggest, device)
+
+
+def _has_eight_bits(device: Device, word: str) -> bool:
+    """Tell whether a card computes with fp8; int8 all do."""
+    card = device.accelerator
+    return not device.is_cpu and (
+        word == "int8" or card is None or card.compute_capability >= _FP8_CAPABILITY
+    )
 
 
 def _has_room_for_more(asked: Estimate) -> bool:

@@ -122,6 +122,8 @@ def test_vllm_on_a_cpu_reports_these_capacities():
     assert gemma3.num_tokens(2**28, 4096) == 56_679
     mistral = read_architecture({**ck.MISTRAL_7B_01, **small, "num_hidden_layers": 4, "sliding_window": 512})
     assert layout_of(mistral, settings, "float32", 512, on_cpu=True).num_tokens(2**28, 4096) == 233_016
+    latent = read_architecture({**ck.DEEPSEEK_V2, "num_hidden_layers": 3})
+    assert layout_of(latent, settings, "float32", 512, on_cpu=True).num_tokens(2**28, 4096) == 38_832
 
 
 def test_sglang_has_two_pools_for_some_models_and_none_for_others():
