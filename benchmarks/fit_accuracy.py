@@ -286,6 +286,8 @@ def compare(engine: str, architecture: str, checkpoint: Path, options: argparse.
     settings = settings_of(config)
     assert settings is not None
     predicted = predict(checkpoint, settings, options.card)
+    if predicted["engine"] != engine:  # LMDeploy would run its other back end, which has a row of its own
+        raise ValueError(f"{engine} does not run {architecture}")
     record: dict[str, Any] = {"engine": engine, "architecture": architecture, "predicted": predicted}
     started = time.monotonic()
     log_path = options.logs / f"{architecture}-{engine}.log"
@@ -334,6 +336,7 @@ def predict(checkpoint: Path, settings: Settings, device: Device) -> dict[str, A
     )
     return {
         "device": device.name,
+        "engine": found.settings.engine,
         "usable_gib": device.usable_bytes / GIB,
         "weights_gib": found.weights.bytes_per_device / GIB,
         "weights_are_an_estimate": found.weights.is_estimate,
@@ -484,7 +487,7 @@ def main() -> None:
                 print(f"{HEAD}\n{row(record)}", flush=True)
             except Exception as error:  # noqa: BLE001 - the next engine may work
                 record = {"engine": engine, "architecture": architecture, "failed": repr(error)}
-                print(f"{architecture} on {engine} failed: {error!r}", flush=True)
+                print(f"{architecture} on {engine}: {error!r}", flush=True)
             result["records"].append(record)
             options.json.write_text(json.dumps(result, indent=2) + "\n")
         if not options.keep and options.checkpoints is None:

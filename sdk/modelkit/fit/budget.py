@@ -4,7 +4,7 @@ Each engine divides memory in its own way; `_ROOMS` has one function for each, w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from modelkit.fit.architecture import Architecture
@@ -27,6 +27,30 @@ _MIB = 1024**2
 _GIB = 1024**3
 # server/text_generation_server/models/globals.py: TGI_WIGGLE_ROOM.
 _TGI_MARGIN = 0.9
+# lmdeploy/turbomind/supported_models.py: SUPPORTED_ARCHS.
+_TURBOMIND_RUNS = frozenset(
+    {
+        "Glm4MoeLiteForCausalLM",
+        "GptOssForCausalLM",
+        "InternLM2ForCausalLM",
+        "InternLM3ForCausalLM",
+        "InternS1ForConditionalGeneration",
+        "InternS2MobiusForConditionalGeneration",
+        "InternS2PreviewForConditionalGeneration",
+        "InternVLChatModel",
+        "InternVLForConditionalGeneration",
+        "LlamaForCausalLM",
+        "MixtralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+    }
+)
 # modelkit.engines.vllm gives vLLM on a CPU a KV cache of this size, where nothing else is said.
 _VLLM_CPU_KV_BYTES = 2 * _GIB
 
@@ -124,6 +148,7 @@ def estimate(
     Without overheads, what does not fit is certain not to: only weights and KV cache are counted.
     """
     architecture = model.architecture
+    settings = _as_it_runs(settings, architecture)
     length = max_model_len or settings.max_model_len or architecture.max_model_len
     dtype = resolved_dtype(architecture, settings, device)
     weights = model.weights(dtype, settings.quantization, settings.tensor_parallel_size)
@@ -156,6 +181,13 @@ def estimate(
         kv_capacity_tokens=layout.num_tokens(room, length),
         most_sequences=_most_sequences(layout, room, length, max_sequences(settings, device)),
     )
+
+
+def _as_it_runs(settings: Settings, architecture: Architecture) -> Settings:
+    """Return the settings with the back end that LMDeploy takes: PyTorch for what TurboMind cannot run."""
+    if settings.engine == "turbomind" and architecture.name not in _TURBOMIND_RUNS:
+        return replace(settings, engine="pytorch")
+    return settings
 
 
 def resolved_dtype(architecture: Architecture, settings: Settings, device: Device) -> str:

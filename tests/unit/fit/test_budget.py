@@ -96,6 +96,13 @@ def test_lmdeploy_takes_its_share_of_what_the_weights_leave(qwen2, engine):
     assert estimate(qwen2, Settings(engine=engine), device).kv_room_bytes == pytest.approx(2 * half, abs=2)
 
 
+def test_lmdeploy_runs_on_pytorch_what_turbomind_cannot(model_of):
+    device = device_by_name("H200")
+    gemma, turbomind = model_of(ck.GEMMA_2_2B), Settings(engine="turbomind")
+    assert estimate(gemma, turbomind, device) == estimate(gemma, replace(turbomind, engine="pytorch"), device)
+    assert estimate(model_of(ck.QWEN2_7B), turbomind, device).settings.engine == "turbomind"
+
+
 def test_vllm_shares_one_pool_between_layers_with_windows_and_without():
     architecture = read_architecture(ck.GEMMA_2_2B)
     layout = layout_of(architecture, Settings(engine="vllm"), "bfloat16", 2048)
