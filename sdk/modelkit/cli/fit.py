@@ -189,13 +189,13 @@ def _as_json(
 
 
 def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes: "list[Suggestion]") -> str:
-    from modelkit.fit import gib, rows, spelled
+    from modelkit.fit import engine_title, gib, rows, spelled
 
     device, settings, architecture = found.device, found.settings, asked.model.architecture
     size = settings.tensor_parallel_size
     each = f"each of {size} x " if size > 1 else ""
     lines = [
-        f"{architecture.name} with {settings.engine} on {each}{device.name}, {gib(device.usable_bytes)} usable",
+        f"{architecture.name} with {engine_title(found)} on {each}{device.name}, {gib(device.usable_bytes)} usable",
         "",
     ]
     table = rows(found)

@@ -19,7 +19,7 @@ from modelkit.fit.headers import (
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
 from modelkit.fit.places import checkpoint_on_disk, open_checkpoint
-from modelkit.fit.report import as_json, gib, rows, spelled
+from modelkit.fit.report import as_json, engine_title, gib, rows, spelled
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "device_by_name",
     "device_of_compute",
     "device_of_size",
+    "engine_title",
     "estimate",
     "gib",
     "kind_of",

@@ -16,7 +16,7 @@ from modelkit.fit.hardware import Device
 from modelkit.fit.headers import LocalReader
 from modelkit.fit.limits import suggestions
 from modelkit.fit.places import checkpoint_on_disk
-from modelkit.fit.report import gib, spelled
+from modelkit.fit.report import engine_title, gib, spelled
 from modelkit.fit.settings import Settings, settings_of
 
 __all__ = ["Finding", "check_fit"]
@@ -80,7 +80,7 @@ def _message(found: Estimate, *, weights_exceed: bool) -> str:
         return f"the weights alone, {weights} on each device, are more than the {where}"
     return (
         f"one sequence of {found.max_model_len:,} tokens takes {gib(found.sequence_bytes)} of KV cache, and beside "
-        f"{weights} of weights {found.settings.engine} has {gib(max(0, found.kv_room_bytes))} for it in the {where}"
+        f"{weights} of weights {engine_title(found)} has {gib(max(0, found.kv_room_bytes))} for it in the {where}"
     )
 
 

@@ -5,12 +5,19 @@ from typing import Any
 from modelkit.fit.budget import Estimate
 from modelkit.fit.limits import Suggestion
 
-__all__ = ["as_json", "gib", "rows", "spelled"]
+__all__ = ["as_json", "engine_title", "gib", "rows", "spelled"]
+
+_TITLES = {"turbomind": "lmdeploy (TurboMind)", "pytorch": "lmdeploy (PyTorch)"}
 
 
 def gib(num_bytes: float) -> str:
     """Write an amount of memory for people."""
     return f"{num_bytes / 1024**3:.2f} GiB"
+
+
+def engine_title(found: Estimate) -> str:
+    """Return the engine's name, with the back end where it has two."""
+    return _TITLES.get(found.settings.engine, found.settings.engine)
 
 
 def spelled(change: Suggestion) -> str:
