@@ -43,6 +43,7 @@ _MAKE, _RUN, _ABOUT = "Make a model", "Run it", "About"
 VERBS: dict[str, Verb] = {
     "init": Verb("modelkit.cli.init", "Write a new model folder from a template.", _MAKE),
     "validate": Verb("modelkit.cli.validate", "Find every mistake in a model folder.", _MAKE),
+    "fit": Verb("modelkit.cli.fit", "Tell whether a model fits on a GPU.", _MAKE),
     "schema": Verb("modelkit.cli.schema", "Print the JSON Schema of config.yaml.", _MAKE),
     "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC and HTTP.", _RUN),
     "engines": Verb(

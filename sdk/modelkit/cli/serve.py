@@ -18,7 +18,7 @@ from modelkit.cli import console
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, check_config, find_config, load_config
-from modelkit.errors import ConfigError, UsageError
+from modelkit.errors import ConfigError, LoadError, UsageError
 
 if TYPE_CHECKING:
     from modelkit.model import Model
@@ -80,6 +80,9 @@ def command(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again when a file of the folder changes.")
     ] = False,
+    skip_fit: Annotated[
+        bool, typer.Option("--skip-fit", help="Start even a model that does not fit into the memory here.")
+    ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
     profile_start: Annotated[
         bool, typer.Option("--profile-start", help="When ready, print what the time of the start went into.")
@@ -101,6 +104,8 @@ def command(
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
+    if not skip_fit:
+        _check_fit(config, path)
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
         from modelkit.server.folder import open_model
@@ -154,6 +159,21 @@ def _switch_engine(config: Config, name: str) -> Config:
             cure=f"give {name} its own with --set engine.{option}=..., or in config.{name}.yaml with --env {name}",
         )
     return config
+
+
+def _check_fit(config: Config, model_dir: Path) -> None:
+    """Refuse a model that cannot fit here, before its engine tries for minutes; warn of one that may not."""
+    if config.engine is None or config.checkpoints is None or config.engine.name in {"openai", "echo"}:
+        return
+    from modelkit.fit import check_fit, this_machine
+
+    finding = check_fit(config, model_dir, this_machine())
+    if finding is None:
+        return
+    cure = f"{finding.cure}; --skip-fit starts it all the same"
+    if finding.severity == "error":
+        raise LoadError(f"{config.model.id} does not fit: {finding.message}", cure=cure)
+    console.warning(f"{config.model.id} may not fit: {finding.message}", cure=finding.cure)
 
 
 def _run(server: "Server", progress: _Progress, on_ready: Callable[[], None]) -> int:

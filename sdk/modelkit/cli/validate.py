@@ -34,6 +34,9 @@ def command(
         console.Format, typer.Option("--format", help="How problems are printed; github makes annotations.")
     ] = "text",
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    skip_fit: Annotated[
+        bool, typer.Option("--skip-fit", help="Do not check that the weights fit on the accelerator.")
+    ] = False,
 ) -> int:
     """Find every mistake in a model folder."""
     from modelkit.config import check_config, find_config
@@ -43,12 +46,32 @@ def command(
     if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
         model_problems, methods = _check_model(find_config(path).parent, config)
         problems += model_problems
+    if config is not None and not skip_fit:
+        problems += _check_fit(config, path, environment, overrides or [])
     console.problems(problems, output_format)
     if any(strict or problem.severity == "error" for problem in problems):
         return EXIT_PROBLEMS
     assert config is not None
     console.success(_summary(config, methods))
     return 0
+
+
+def _check_fit(config: "Config", path: Path, environment: str | None, overrides: list[str]) -> list[Problem]:
+    """Return why the checkpoint does not fit on the accelerator that config.yaml asks for, if both are known here."""
+    if config.engine is None or config.checkpoints is None or not config.compute.num_accelerators:
+        return []
+    from modelkit.config import find_config, place_of
+    from modelkit.fit import check_fit, device_of_compute
+
+    device = device_of_compute(config.compute)
+    finding = check_fit(config, find_config(path).parent, device) if device is not None else None
+    if finding is None:
+        return []
+    cure = f"{finding.cure}; --skip-fit leaves this check out"
+    place = place_of(path, finding.keys, environment=environment, overrides=overrides)
+    if place is None:
+        return [Problem(finding.message, cure, find_config(path), severity=finding.severity)]
+    return [place.problem(finding.message, cure, severity=finding.severity)]
 
 
 def _check_model(model_dir: Path, config: "Config | None") -> tuple[list[Problem], list[str]]:

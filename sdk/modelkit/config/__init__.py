@@ -2,7 +2,7 @@
 
 from modelkit.config.folder import find_config
 from modelkit.config.json_schema import json_schema
-from modelkit.config.loader import check_config, load_config
+from modelkit.config.loader import check_config, load_config, place_of
 from modelkit.config.models import (
     BuildConfig,
     CheckpointConfig,
@@ -33,4 +33,5 @@ __all__ = [
     "find_config",
     "json_schema",
     "load_config",
+    "place_of",
 ]

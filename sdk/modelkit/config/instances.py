@@ -4,11 +4,9 @@ Only the accelerators are taken over. The machine's cores and memory are not our
 needs some, and a replica that wants them all is never scheduled.
 """
 
-import json
-from functools import cache
-from importlib import resources
 from typing import Any
 
+from modelkit.config.accelerators import table
 from modelkit.config.tree import Entry, ListNode, MapNode, Node, Scalar, find, put
 from modelkit.errors import Problem, closest
 
@@ -21,7 +19,7 @@ def fill_in(root: MapNode) -> tuple[MapNode, list[Problem]]:
     if entry is None or not isinstance(entry.value, Scalar) or not isinstance(entry.value.value, str):
         return root, []
     name = entry.value.value
-    instances: dict[str, Any] = _table()["instances"]
+    instances: dict[str, Any] = table()["instances"]
     if name not in instances:
         guess = closest(name, list(instances))
         message = f"the machine type '{name}' is not known here, so nothing is taken from it"
@@ -38,16 +36,9 @@ def _accelerators(instance: list[Any] | None, entry: Entry) -> dict[str, Node]:
         return {}
     span = entry.value.span
     accelerator, num = instance
-    memory = _table()["accelerators"][accelerator]
+    memory = table()["accelerators"][accelerator]["memory"]
     return {
         "num_accelerators": Scalar(num, str(num), span),
         "accelerator_type": ListNode((Scalar(accelerator, accelerator, span),), span),
         "accelerator_memory": Scalar(memory, memory, span),
     }
-
-
-@cache
-def _table() -> dict[str, Any]:
-    text = resources.files("modelkit.config").joinpath("instances.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
-    return table

@@ -12,12 +12,12 @@ from modelkit.config.folder import find_config, read_config, read_overlay
 from modelkit.config.models import Config
 from modelkit.config.overrides import apply_overrides
 from modelkit.config.parse import parse
-from modelkit.config.source import Source
-from modelkit.config.tree import ListNode, MapNode, merge
+from modelkit.config.source import Source, Span
+from modelkit.config.tree import ListNode, MapNode, find, merge
 from modelkit.config.validation import validate
 from modelkit.errors import ConfigError, Problem
 
-__all__ = ["ENVIRONMENT_VARIABLE", "check_config", "load_config"]
+__all__ = ["ENVIRONMENT_VARIABLE", "check_config", "load_config", "place_of"]
 
 ENVIRONMENT_VARIABLE = "MODELKIT_ENV"
 
@@ -50,6 +50,25 @@ def check_config(
     problems.sort(key=_reading_order)
     is_broken = any(problem.severity == "error" for problem in problems)
     return None if is_broken else config, problems
+
+
+def place_of(
+    path: Path,
+    keys: Sequence[tuple[str, ...]],
+    *,
+    environment: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Span | None:
+    """Return where the first of the keys that is written has its value; None where none of them is.
+
+    For what is found wrong with a value later than the config was read; the arguments are those it was read with.
+    """
+    root = _read_layers(path, environment, [])
+    if root is None:
+        return None
+    root, _ = apply_overrides(root, overrides)
+    entries = (find(root, key) for key in keys)
+    return next((entry.value.span for entry in entries if entry is not None), None)
 
 
 def _read_layers(path: Path, environment: str | None, problems: list[Problem]) -> MapNode | None:

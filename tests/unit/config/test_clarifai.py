@@ -74,7 +74,7 @@ def test_an_unknown_instance_is_a_warning(tmp_path):
 def test_every_instance_has_accelerators_of_a_known_size():
     table = json.loads(resources.files("modelkit.config").joinpath("instances.json").read_text())
     sizes = table["accelerators"]
-    assert all(parse_memory(size) for size in sizes.values())
+    assert all(parse_memory(size["memory"]) for size in sizes.values())
     for name, instance in table["instances"].items():
         assert instance is None or (instance[0] in sizes and instance[1] in {1, 2, 4, 8}), name
 

@@ -1,0 +1,153 @@
+"""`modelkit fit`, and the gate in validate and serve: what is printed, and the exit codes."""
+
+import json
+
+import pytest
+
+from modelkit.cli import serve
+from modelkit.cli.app import main
+from modelkit.fit import Device
+from unit.fit import checkpoints as ck
+
+MODEL = "from modelkit import LLM\n\n\nclass Big(LLM):\n    pass\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A model folder for vLLM on an L4 with the config.json of Qwen2-7B and a safetensors file of its size."""
+    from modelkit.fit import read_architecture
+    from modelkit.fit.weights import expected_tensors
+
+    (tmp_path / "config.yaml").write_text(
+        "model:\n  id: big\nengine:\n  name: vllm\n  max_model_len: 32768\n"
+        "compute:\n  num_accelerators: 1\n  accelerator_type: [NVIDIA-T4]\n"
+        "checkpoints:\n  type: local\n  path: checkpoint\n"
+    )
+    (tmp_path / "model.py").write_text(MODEL)
+    ck.write_config(tmp_path / "checkpoint", ck.QWEN2_7B)
+    tensors = {t.name: (t.dtype, t.shape) for t in expected_tensors(read_architecture(ck.QWEN2_7B))}
+    ck.write_safetensors(tmp_path / "checkpoint" / "model.safetensors", tensors)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_fits_reads_like_this(folder, capsys, snapshot):
+    arguments = ["--gpu", "H200", "--concurrency", "32", "--max-model-len", "8192"]
+    assert main(["fit", *arguments]) == 0
+    assert capsys.readouterr().out == snapshot
+
+
+def test_what_does_not_fit_reads_like_this(folder, capsys, snapshot):
+    assert main(["fit", "--gpu", "A10G", "--concurrency", "8"]) == 1
+    assert capsys.readouterr().out == snapshot
+
+
+def test_the_folder_of_a_checkpoint_will_do(folder, capsys):
+    assert main(["fit", "checkpoint", "--memory", "24GiB", "--engine", "sglang", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["engine"], printed["device"]["name"], printed["fits"]) == (
+        "sglang",
+        "a GPU with 24 GiB",
+        True,
+    )
+    assert printed["weights_bytes"] == 15_231_233_024
+    assert not printed["weights_are_an_estimate"]
+    assert printed["num_parameters"] == 7_615_616_512
+
+
+def test_the_card_is_the_one_that_config_yaml_asks_for(folder, capsys):
+    assert main(["fit", "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["device"]["name"] == "NVIDIA-T4"
+    assert printed["missing_bytes"] > 0
+    assert printed["suggestions"]
+
+
+def test_each_suggestion_does_what_it_says(folder, capsys):
+    assert main(["fit", "--gpu", "A10G", "--concurrency", "8", "--json"]) == 1
+    tried = [
+        change["options"]
+        for change in json.loads(capsys.readouterr().out)["suggestions"]
+        if change["options"]
+    ]
+    assert tried
+    for options in tried:
+        sets = [argument for option in options for argument in ("--set", option)]
+        assert main(["fit", "--gpu", "A10G", "--concurrency", "8", *sets]) == 0, options
+
+
+def test_tensor_parallelism_and_other_engines(folder, capsys):
+    assert main(["fit", "--gpu", "A10G", "--tp", "2", "--json"]) == 0
+    two = json.loads(capsys.readouterr().out)
+    assert two["tensor_parallel_size"] == 2
+    assert two["weights_bytes"] == pytest.approx(15_231_233_024 / 2, rel=0.001)
+    assert main(["fit", "--gpu", "g5.12xlarge", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensor_parallel_size"] == 4
+    assert main(["fit", "--gpu", "H200", "--engine", "lmdeploy:pytorch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--gpu", "H2000"], 2, "did you mean 'H200'"),
+        (["--memory", "much"], 2, "write it like 24GiB"),
+        (["--gpu", "H200", "--memory", "24GiB"], 2, "give one of them"),
+        (["--concurrency", "0"], 2, "greater than or equal to 1"),
+        (["checkpoint", "--set", "engine.name=vllm"], 2, "is a checkpoint, not a model folder"),
+        (["--engine", "vlm"], 2, "there is no engine 'vlm'"),
+        (["checkpoint", "--engine", "vlm"], 2, "is no engine that loads weights here"),
+        (["--set", "checkpoints.path=none"], 1, "is not on this machine"),
+        (["checkpoint", "--engine", "sglang"], 2, "this machine has no GPU, and sglang runs on nothing else"),
+        (["--gpu", "t3a.large"], 2, "is not known here"),
+        (["plain"], 2, "has no checkpoint that an engine loads"),
+        (["nowhere"], 2, "there is no nowhere"),
+    ],
+)
+def test_what_cannot_be_counted_says_why(folder, capsys, monkeypatch, arguments, code, words):
+    monkeypatch.setattr("modelkit.fit.hardware.nvidia_gpus", tuple)
+    (folder / "plain").mkdir()
+    (folder / "plain" / "config.yaml").write_text("model: {id: plain}\n")
+    assert main(["fit", *arguments]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_validate_points_at_the_key(folder, capsys):
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("32768", "200000"))
+    assert main(["validate", "--format", "json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)
+    assert (problem["severity"], problem["line"], problem["column"]) == ("error", 5, 18)
+    assert "one sequence of 200,000 tokens" in problem["message"]
+    assert problem["cure"].endswith("--skip-fit leaves this check out")
+    assert main(["validate", "--skip-fit"]) == 0
+
+
+def test_validate_without_a_card_checks_nothing(folder, capsys):
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("  accelerator_type: [NVIDIA-T4]\n", ""))
+    assert main(["validate"]) == 0
+
+
+def test_serve_refuses_what_cannot_fit_before_anything_starts(folder, capsys, monkeypatch):
+    served = []
+    monkeypatch.setattr(serve, "_run", lambda *_: served.append(1) or 0)
+    monkeypatch.setattr(serve, "_configure_logging", lambda *_: None)
+    small = Device("NVIDIA T4", 15 * 2**30, 12 * 2**30)
+    monkeypatch.setattr("modelkit.fit.this_machine", lambda: small)
+    assert main(["serve", "--port", "0"]) == 1
+    printed = capsys.readouterr().err
+    assert "error: big does not fit: the weights alone, 14.19 GiB" in printed
+    assert "--skip-fit starts it all the same" in printed
+    assert not served
+    assert main(["serve", "--port", "0", "--skip-fit"]) == 0
+    assert served
+
+
+def test_serve_warns_of_what_may_not_fit(folder, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "_run", lambda *_: 0)
+    monkeypatch.setattr(serve, "_configure_logging", lambda *_: None)
+    tight = Device("a card", 18 * 2**30, int(17.5 * 2**30))
+    monkeypatch.setattr("modelkit.fit.this_machine", lambda: tight)
+    assert main(["serve", "--port", "0"]) == 0
+    assert "warning: big may not fit" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""The check before a start: certain faults are errors, likely ones warnings, and what cannot be told is neither."""
+
+import json
+
+import pytest
+
+from modelkit.config import load_config
+from modelkit.fit import Device, check_fit, device_by_name, device_of_size, read_architecture
+from modelkit.fit.weights import expected_tensors
+from unit.fit import checkpoints as ck
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder for vLLM whose checkpoint is a whole Qwen2-7B, without its data."""
+
+    def make(engine="vllm", options="", config=ck.QWEN2_7B, weights=True):
+        (tmp_path / "config.yaml").write_text(
+            f"model: {{id: big}}\nengine: {{name: {engine}{options}}}\ncompute: {{num_accelerators: 1}}\n"
+            "checkpoints: {type: local, path: checkpoint}\n"
+        )
+        ck.write_config(tmp_path / "checkpoint", config)
+        if weights:
+            tensors = {t.name: (t.dtype, t.shape) for t in expected_tensors(read_architecture(config))}
+            ck.write_safetensors(tmp_path / "checkpoint" / "model.safetensors", tensors)
+        return tmp_path
+
+    return make
+
+
+def check(folder, device):
+    return check_fit(load_config(folder), folder, device)
+
+
+def test_what_fits_is_no_finding(folder):
+    assert check(folder(), device_by_name("H200")) is None
+    assert check(folder(options=", max_model_len: 4096"), device_by_name("L4")) is None
+
+
+def test_weights_that_exceed_the_memory_are_an_error(folder):
+    finding = check(folder(), device_of_size(12 * 2**30))
+    assert finding.severity == "error"
+    assert finding.message == (
+        "the weights alone, 14.19 GiB on each device, are more than the 12.00 GiB of a GPU with 12 GiB"
+    )
+    assert "4-bit" in finding.cure
+    assert finding.keys[0][0] == "compute"
+
+
+def test_a_sequence_that_vllm_would_refuse_is_an_error(folder):
+    longest = {**ck.QWEN2_7B, "max_position_embeddings": 1_000_000}
+    finding = check(folder(config=longest), device_by_name("L4"))
+    assert finding.severity == "error"
+    assert "one sequence of 1,000,000 tokens takes 53.41 GiB of KV cache" in finding.message
+    assert "--set engine.max_model_len=" in finding.cure
+    # SGLang starts all the same, and refuses what is too long
+    assert check(folder("sglang", config=longest), device_by_name("L4")).severity == "warning"
+
+
+def test_what_only_the_estimate_says_is_a_warning(folder):
+    # 32,768 tokens take 1.75 GiB; 16.3 GiB have room for that and the weights, but not for the overheads as well
+    finding = check(folder(), device_of_size(int(17.5 * 2**30)))
+    assert finding.severity == "warning"
+    assert "vllm has 0." in finding.message or "vllm has 1." in finding.message
+
+
+def test_weights_that_are_not_all_there_are_told_from_the_config_and_only_warned_of(folder):
+    finding = check(folder(weights=False), device_of_size(12 * 2**30))
+    assert finding.severity == "warning"
+
+
+def test_a_damaged_file_is_not_this_checks_to_report(folder):
+    path = folder()
+    (path / "checkpoint" / "model.safetensors").write_bytes(b"nonsense")
+    assert check(path, device_by_name("H200")) is None
+    (path / "checkpoint" / "config.json").write_text("{")
+    assert check(path, device_of_size(2**30)) is None
+
+
+def test_what_is_not_here_or_loads_nothing_is_not_checked(folder, tmp_path):
+    path = folder()
+    (path / "checkpoint" / "config.json").unlink()
+    assert check(path, device_of_size(2**30)) is None
+    (tmp_path / "config.yaml").write_text("model: {id: remote}\nengine: {name: openai}\n")
+    assert check(tmp_path, device_of_size(2**30)) is None
+    (tmp_path / "config.yaml").write_text("model: {id: plain}\n")
+    assert check(tmp_path, device_of_size(2**30)) is None
+
+
+def test_main_memory_counts_for_engines_that_run_there(folder):
+    small = Device("main memory", 2**30, 2**30, "cpu")
+    assert check(folder("transformers"), small).severity == "error"
+    assert check(folder("sglang"), small) is None
+
+
+def test_the_hubs_cache_is_looked_into_without_a_request(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    from modelkit.config import CheckpointConfig
+    from modelkit.fit import checkpoint_on_disk
+
+    config = CheckpointConfig(type="huggingface", repo_id="org/model")
+    assert checkpoint_on_disk(config, tmp_path) is None
+    repo = tmp_path / "hub" / "models--org--model"
+    snapshot = ck.write_config(repo / "snapshots" / ("a" * 40), ck.QWEN2_7B)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
+    assert json.loads((checkpoint_on_disk(config, tmp_path) / "config.json").read_text()) == ck.QWEN2_7B
+    assert snapshot.is_dir()
+    assert checkpoint_on_disk(CheckpointConfig(type="huggingface", repo_id="a//b"), tmp_path) is None
