@@ -3,7 +3,7 @@
 Importing this package loads no source; a source's library is loaded when something has to be fetched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -36,5 +36,5 @@ def resolve(config: CheckpointConfig, model_dir: Path) -> Path:
             cure=f"set checkpoints.type in config.yaml to one of: {', '.join(SOURCES)}",
         )
     module_name, _, function_name = target.partition(":")
-    source: CheckpointSource = getattr(import_module(module_name), function_name)
+    source: Callable[[CheckpointConfig, Path], Path] = getattr(import_module(module_name), function_name)
     return source(config, model_dir)
