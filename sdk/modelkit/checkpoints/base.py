@@ -19,6 +19,7 @@ __all__ = [
     "ChangedFileError",
     "CheckpointSource",
     "Listing",
+    "NoRangesError",
     "SourceFile",
     "checked_path",
 ]
@@ -47,18 +48,24 @@ class ChangedFileError(LoadError):
         )
 
 
+class NoRangesError(LoadError):
+    """The server sends whole files only, from their beginning."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
     """One file of a checkpoint as its source describes it, before anything of it is read.
 
     `path` is relative, with slashes. `sha256` is None where the source does not know it. `version` tells contents of the
-    same path apart (an ETag, a git blob id); "" where only the sha256 does.
+    same path apart (an ETag, a git blob id); "" where only the sha256 does. `git_blob_id` is the SHA-1 that git gives the
+    content, where the source is a git repository and the file lies in it.
     """
 
     path: str
     size_bytes: int
     sha256: str | None = None
     version: str = ""
+    git_blob_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,8 @@ class CheckpointSource(ABC):
         """Return the bytes from `start` up to `stop` (the end by default), in blocks of any size.
 
         Raises BrokenTransferError, while opening or reading, for what may succeed when tried again;
-        ChangedFileError where the file is not the one that was listed.
+        ChangedFileError where the file is not the one that was listed, NoRangesError where only `start=0, stop=None`
+        would work.
         """
 
     def copy_on_disk(self, file: SourceFile) -> Path | None:  # noqa: ARG002 - most sources have none

@@ -6,7 +6,7 @@ serves, builds or uploads a folder follows it; only `modelkit lock` moves it on.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -96,6 +96,10 @@ class LockedCheckpoint(_Part):
             pinned = getattr(self, key)
             if pinned != value:
                 yield f"{key} is {_shown(value)}, and was {_shown(pinned)} when it was locked"
+        given = {file.name: file.sha256 for file in config.files}
+        for file in self.files:
+            if file.sha256 != given.get(file.path, file.sha256):
+                yield f"files has another sha256 for {file.path} than was locked"
 
 
 class EnginePin(_Part):
@@ -163,8 +167,25 @@ class Lock(_Part):
 
         Engine and image count too: a lock made for another version of the engine is not the one that will run.
         """
+        found = self.check_checkpoints(config)
+        for label, now, then in (
+            ("the engine", _engine_pin(config), self.engine),
+            ("the base image", _image_pin(config), self.image),
+        ):
+            if now != then:
+                found.append(f"{label} is {_shown(now)}, and was {_shown(then)} when it was locked")
+        return found
+
+    def check_checkpoints(
+        self, config: Config, is_needed: Callable[[CheckpointSourceConfig], bool] = lambda _: True
+    ) -> list[str]:
+        """Return the differences that decide which files are used; one that not `is_needed` may be without a pin."""
         wanted = named_checkpoints(config.checkpoints)
-        found = [f"the checkpoint '{name}' is not locked" for name in wanted if name not in self.checkpoints]
+        found = [
+            f"the checkpoint '{name}' is not locked"
+            for name, checkpoint in wanted.items()
+            if name not in self.checkpoints and is_needed(checkpoint)
+        ]
         found += [
             f"the checkpoint '{name}' is locked, and config.yaml has none of that name"
             for name in self.checkpoints
@@ -174,12 +195,6 @@ class Lock(_Part):
             if name in self.checkpoints:
                 label = "checkpoints" if name == DEFAULT_NAME else f"checkpoints.additional.{name}"
                 found += [f"{label}.{each}" for each in self.checkpoints[name].differences(checkpoint)]
-        for label, now, then in (
-            ("the engine", _engine_pin(config), self.engine),
-            ("the base image", _image_pin(config), self.image),
-        ):
-            if now != then:
-                found.append(f"{label} is {_shown(now)}, and was {_shown(then)} when it was locked")
         return found
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.checkpoints import load_folder, prepare_checkpoints
 from modelkit.cli.streams import outlive_readers
-from modelkit.config import Config, check_config, find_config, load_config
-from modelkit.errors import ConfigError, UsageError
+from modelkit.config import Config, find_config, load_config
+from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelkit.model import Model
@@ -80,6 +81,9 @@ def command(
         bool, typer.Option("--reload", help="Start again when a file of the folder changes.")
     ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Open no connection to fetch weights: they must be in place.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
     ] = False,
@@ -93,10 +97,15 @@ def command(
         return _reload(path)
     _end_with_the_watcher()
     started = time.perf_counter()
-    config = _config(path, environment, overrides or ())
+    config = load_folder(path, environment, overrides or ())
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
+    is_own_config = not (environment or os.environ.get("MODELKIT_ENV") or overrides or engine)
+
+    def prepare() -> dict[str, Path]:
+        return prepare_checkpoints(config, path, offline=offline, writes_lock=is_own_config, hold=True)
+
     progress = _Progress()
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
@@ -114,7 +123,7 @@ def command(
             tls=_tls(tls_cert, tls_key, tls_client_ca),
             api_key=_api_key(api_key_env),
         )
-        model = open_model(path, config, progress.report)
+        model = open_model(path, config, progress.report, prepare)
     _configure_logging(log_format, path)
     _warn_if_open(options)
     _warn_of_missing_secrets(config)
@@ -314,16 +323,6 @@ def _warn_if_open(options: "ServerOptions") -> None:
             f"anyone who reaches {options.host} can call the model",
             cure="ask for a key with --api-key-env NAME, and encrypt with --tls-cert and --tls-key",
         )
-
-
-def _config(path: Path, environment: str | None, overrides: Sequence[str]) -> Config:
-    """Return the config of a folder, and show what is doubtful in it."""
-    config, problems = check_config(path, environment=environment, overrides=overrides)
-    if config is None:
-        raise ConfigError(problems)
-    if not console.is_quiet():
-        console.problems(problems)
-    return config
 
 
 def _warn_of_missing_secrets(config: Config) -> None:

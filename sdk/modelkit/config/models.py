@@ -33,7 +33,6 @@ EngineName = Literal["vllm", "sglang", "lmdeploy", "tgi", "transformers", "opena
 _Text = Annotated[StrictStr, Field(min_length=1)]
 # The models are strict (a string is no number), but a YAML list has to become a tuple.
 _Texts = Annotated[tuple[_Text, ...], Field(strict=False)]
-_CheckpointName = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 _EnvVar = Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
 
 _MIB = 1024**2
@@ -172,7 +171,7 @@ class EngineConfig(Section):
     lora_modules: dict[_Text, _Text] | None = Field(
         default=None,
         description="LoRA adapters: the name that a request gives as its model, and the adapter's folder, relative "
-        "to the model folder.",
+        "to the model folder, or the name of one of `checkpoints.additional`.",
         examples=[{"support": "adapters/support"}],
     )
     trust_remote_code: bool = Field(
@@ -334,7 +333,7 @@ class CheckpointConfig(CheckpointSourceConfig):
         default="runtime",
         description="When the files are fetched: as a replica starts, into the image as it is built, or at upload.",
     )
-    additional: dict[_CheckpointName, CheckpointSourceConfig] = Field(
+    additional: dict[_Text, CheckpointSourceConfig] = Field(
         default_factory=dict,
         description="Further checkpoints by name, each with the keys of this section but `when` and `additional`: LoRA "
         "adapters, a draft model. `engine.lora_modules` and `engine.speculative.model` may name them, and model.py "

@@ -108,7 +108,7 @@ def test_what_does_not_fit_together_is_found(tmp_path, text, severity, message):
     [
         ("type: huggingface, repo_id: org/name", []),
         ("type: local, path: .", []),
-        ("type: s3, path: s3://bucket/prefix, when: build", ["s3"]),
+        ("type: s3, path: s3://bucket/prefix, when: build", []),
         ("type: oci, repo_id: registry.example.com/models/x", ["oci"]),
     ],
 )
