@@ -92,7 +92,9 @@ class Faults:
         default_factory=dict
     )  # path -> (answers, what then)
     has_ranges: bool = True
-    has_no_signature: int = 0  # so many signed URLs are expired
+    expires_after: int | None = (
+        None  # so many answers of the CDN, the signature in its addresses changes, once
+    )
 
 
 class HubServer:
@@ -104,6 +106,8 @@ class HubServer:
         self.sent: Counter[str] = Counter()
         self.requests: list[str] = []
         self.authorized: list[str] = []
+        self.signature = 1
+        self.xet = False  # say of large files that xet has them, where there is no such storage
         self._mutex = threading.Lock()
         self._due = 0.0
         self._servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
@@ -148,6 +152,14 @@ class HubServer:
             left = getattr(self.faults, name)
             setattr(self.faults, name, max(left - 1, 0))
             return left > 0
+
+    def is_signed(self, address: str) -> bool:
+        with self._mutex:
+            if self.faults.expires_after == 0:
+                self.signature, self.faults.expires_after = self.signature + 1, None
+            elif self.faults.expires_after is not None:
+                self.faults.expires_after -= 1
+            return address.endswith(f"?Signature={self.signature}")
 
     def take_flip(self, path: str) -> bool:
         with self._mutex:
@@ -295,7 +307,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_content(match["file"], content, headers | {"ETag": f'"{content.git_blob_id}"'})
             return
         self.send_response(302)
-        location = f"{self.hub.cdn_url}/blob/{match['name']}/{commit}/{match['file']}?Signature=abc"
+        location = (
+            f"{self.hub.cdn_url}/blob/{match['name']}/{commit}/{match['file']}?Signature={self.hub.signature}"
+        )
+        if self.hub.xet:
+            headers["X-Xet-Hash"] = content.sha256
+            refresh = f"{self.hub.url}/api/models/{match['name']}/xet-read-token/{commit}"
+            headers["Link"] = f'<{refresh}>; rel="xet-auth"'
         linked = {"X-Linked-Etag": f'"{content.sha256}"', "X-Linked-Size": str(content.size_bytes)}
         for name, value in (headers | linked | {"Location": location, "Content-Length": "0"}).items():
             self.send_header(name, value)
@@ -324,7 +342,7 @@ class _Handler(BaseHTTPRequestHandler):
     # ------------------------------------------------------------------------------------------------------- the CDN
 
     def _answer_cdn(self, path: str) -> None:
-        if self.hub.take("has_no_signature"):
+        if path.startswith("/blob/") and not self.hub.is_signed(self.path):
             self._refuse(403, "", "Request has expired")
             return
         _, kind, owner, name, rest = path.split("/", 4)
@@ -354,32 +372,32 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(416, "", "no such range", {"Content-Range": f"bytes */{content.size_bytes}"})
                 return
             headers = headers | {"Content-Range": f"bytes {start}-{stop - 1}/{content.size_bytes}"}
+        has_body = self.command != "HEAD"
+        cut_at = (start + stop) // 2 if has_body and stop - start > 1 and self.hub.take("cuts") else None
+        is_flipped = has_body and self.hub.take_flip(path)
         self.send_response(status)
         if self.hub.faults.has_ranges:
             headers = headers | {"Accept-Ranges": "bytes"}
         for name, value in (headers | {"Content-Length": str(stop - start)}).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self._send_body(path, content, start, stop)
-
-    def _send_body(self, path: str, content: Content, start: int, stop: int) -> None:
-        cut_at = (start + stop) // 2 if stop - start > 1 and self.hub.take("cuts") else None
-        is_flipped = self.hub.take_flip(path)
-        if content.path is not None and self.hub.faults.rate_bytes_s is None and not is_flipped:
-            self._send_file(path, content.path, start, stop if cut_at is None else cut_at)
-        else:
-            end = stop if cut_at is None else cut_at
-            for at in range(start, end, _CHUNK_BYTES):
-                block = content.read(at, min(at + _CHUNK_BYTES, end))
-                if is_flipped and at == start:
-                    block = bytes([block[0] ^ 1]) + block[1:]
-                self.hub.throttle(len(block))
-                self.wfile.write(block)
-                self.hub.count(path, len(block))
+        if has_body:
+            self._send_body(path, content, start, stop if cut_at is None else cut_at, is_flipped=is_flipped)
         if cut_at is not None:
             self.close_connection = True
             self.connection.shutdown(2)
+
+    def _send_body(self, path: str, content: Content, start: int, stop: int, *, is_flipped: bool) -> None:
+        if content.path is not None and self.hub.faults.rate_bytes_s is None and not is_flipped:
+            self._send_file(path, content.path, start, stop)
+            return
+        for at in range(start, stop, _CHUNK_BYTES):
+            block = content.read(at, min(at + _CHUNK_BYTES, stop))
+            if is_flipped and at == start:
+                block = bytes([block[0] ^ 1]) + block[1:]
+            self.hub.throttle(len(block))
+            self.wfile.write(block)
+            self.hub.count(path, len(block))
 
     def _send_file(self, path: str, file: Path, start: int, stop: int) -> None:
         self.wfile.flush()

@@ -234,7 +234,7 @@ class _Transfer:
     def _finish(self) -> Iterable[_Task]:
         """Verify the file and make it count."""
         sha256 = self._partial.sha256
-        if not self._is_right(sha256):
+        if not self._is_right(self._partial.path, sha256):
             return self._begin_again(sha256)
         self._partial.sync()
         self._partial.close()
@@ -242,10 +242,12 @@ class _Transfer:
         self._partial.end_journal()
         return self._end(sha256)
 
-    def _is_right(self, sha256: str) -> bool:
+    def _is_right(self, path: Path, sha256: str) -> bool:
         if self.file.sha256 is not None:
             return sha256 == self.file.sha256
-        return self.file.git_blob_id in {None, _git_blob_id(self._partial.path, self.file.size_bytes)}
+        if self.file.git_blob_id is not None:
+            return _git_blob_id(path, self.file.size_bytes) == self.file.git_blob_id
+        return True
 
     def _begin_again(self, sha256: str) -> Iterable[_Task]:
         """Discard a file that is not what it should be, and fetch it once more."""
@@ -283,8 +285,7 @@ class _Transfer:
             except OSError:
                 shutil.copyfile(copy, draft)
             sha256 = hash_file(draft, self._report)
-            right = self.file.sha256 in {None, sha256}
-            right &= self.file.git_blob_id in {None, _git_blob_id(draft, self.file.size_bytes)}
+            right = self._is_right(draft, sha256)
             if right:
                 sync_file(draft)
                 self._cache.add_blob(draft, sha256)

@@ -4,7 +4,6 @@ Parts may arrive in any order. How many bytes each has is written down after the
 after a kill knows what is there; what it finds is hashed again, and only a file with the right sha256 leaves this place.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -58,14 +57,14 @@ class Claim:
 class Partial:
     """The file under way at `path`, of a known size. Its methods may be called from several threads."""
 
-    def __init__(self, path: Path, size_bytes: int, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self._journal_path = path.with_name(f"{path.name}.parts")
         self._mutex = threading.Lock()
         self._hashing = threading.Lock()
         self._data = self._journal = -1
-        self._lay_out(part_bytes)
+        self._lay_out(PART_BYTES)
 
     def _lay_out(self, part_bytes: int) -> None:
         self.part_bytes = part_bytes
@@ -102,7 +101,7 @@ class Partial:
     def restart(self, *, whole: bool = False) -> None:
         """Begin anew with nothing; with `whole` in one part, for servers that send nothing else."""
         with self._mutex:
-            self._lay_out(max(self.size_bytes, 1) if whole else self.part_bytes)
+            self._lay_out(max(self.size_bytes, 1) if whole else PART_BYTES)
             os.ftruncate(self._data, 0)
             os.ftruncate(self._journal, 0)
             header = _NUMBER.pack(self.part_bytes) + _NUMBER.pack(self.size_bytes)
@@ -193,17 +192,19 @@ class Partial:
 
     def _take_over(self) -> bool:
         """Read the journal of an earlier transfer; False where there is none that fits."""
-        journal = os.pread(self._journal, _NUMBER.size * (2 + len(self.counts)) + 1, 0)
-        with contextlib.suppress(struct.error, ValueError):
-            numbers = [number for (number,) in _NUMBER.iter_unpack(journal)]
-            part_bytes, size_bytes, *counts = numbers
-            self._lay_out(part_bytes) if part_bytes > 0 else None
-            fits = size_bytes == self.size_bytes and len(counts) == len(self.counts)
-            end = max((self.span(i)[0] + count for i, count in enumerate(counts) if count), default=0)
-            if fits and end <= os.fstat(self._data).st_size:
-                self.counts = [min(count, _length(self.span(i))) for i, count in enumerate(counts)]
-                return True
-        return False
+        journal = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
+        try:
+            part_bytes, size_bytes, *counts = (number for (number,) in _NUMBER.iter_unpack(journal))
+        except (struct.error, ValueError):
+            return False
+        if part_bytes == 0 or size_bytes != self.size_bytes or len(counts) != -(-size_bytes // part_bytes):
+            return False
+        self._lay_out(part_bytes)
+        end = max((self.span(index)[0] + count for index, count in enumerate(counts) if count), default=0)
+        if end > os.fstat(self._data).st_size:
+            return False
+        self.counts = [min(count, _length(self.span(index))) for index, count in enumerate(counts)]
+        return True
 
 
 def _length(span: tuple[int, int]) -> int:
