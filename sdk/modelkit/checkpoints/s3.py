@@ -4,7 +4,7 @@ Credentials, region and endpoint are found by boto3 in its usual places: https:/
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class S3Source(CheckpointSource):
                 or self._etags.setdefault(file.path, answer["ETag"]) != answer["ETag"]
             ):
                 raise ChangedFileError(file.path, self.where)
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 yield self._blocks(body, file.path)
 
     def _blocks(self, body: Any, path: str) -> Iterator[bytes]:
@@ -111,7 +111,8 @@ class S3Source(CheckpointSource):
         from botocore import exceptions
 
         broken = (
-            exceptions.HTTPClientError,  # and its kind: no connection, a cut, a timeout
+            exceptions.HTTPClientError,  # and its kind: a cut, a timeout
+            exceptions.ConnectionError,
             exceptions.ResponseStreamingError,
             exceptions.IncompleteReadError,
         )

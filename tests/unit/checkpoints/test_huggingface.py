@@ -152,15 +152,6 @@ def test_the_librarys_own_token_will_do(hub, fetch, tmp_path, where):
     }
 
 
-def test_an_expired_address_of_the_cdn_is_asked_for_again(hub, fetch):
-    size_bytes = 300 * 1024**2  # ten parts, more than there are workers
-    hub.add_repo("org/large", {"model.safetensors": bytes(size_bytes)})
-    hub.faults.expires_after = 8
-    folder = fetch("type: huggingface, repo_id: org/large")
-    assert (folder / "model.safetensors").stat().st_size == size_bytes
-    assert hub.signature == 2
-
-
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_without_a_network_the_cure_says_so(fetch, environment):
     result = fetch(environment=environment)
