@@ -48,13 +48,13 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def serving(files: list[Path], *options: str):
-    """Run the hub in a process of its own; yields its URL."""
+    """Run the hub in a process of its own; yields its URL and the process."""
     command = [sys.executable, str(ROOT / "tests" / "hub_server.py"), *options]
     for file in files:
         command += ["--file", str(file)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield server.stdout.readline().strip()
+        yield server.stdout.readline().strip(), server
     finally:
         server.stdin.close()
         server.wait(30)
@@ -98,7 +98,7 @@ def main() -> None:
             "hashing alone": [sys.executable, "-c", HASHING, *map(str, files)],
         }
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
-        with serving(files) as url:
+        with serving(files) as (url, _):
             for _ in range(options.runs):
                 for name, command in commands.items():
                     environment = os.environ | {
