@@ -179,9 +179,8 @@ class Cache:
         return True
 
     def _folder(self, checkpoint: LockedCheckpoint) -> Path:
-        content = checkpoint.model_dump_json(exclude_defaults=True)
         slug = re.sub(r"[^A-Za-z0-9]+", "-", checkpoint.where).strip("-")[-_MAX_NAME:] or "checkpoint"
-        return self.root / "checkpoints" / f"{slug}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        return self.root / "checkpoints" / f"{slug}-{checkpoint.identity[:16]}"
 
     # ------------------------------------------------------------------------------------------------- who works on it
 

@@ -4,6 +4,7 @@ The file lies beside config.yaml and is meant to be committed. It is stable: the
 serves, builds or uploads a folder follows it; only `modelkit lock` moves it on.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -88,7 +89,13 @@ class LockedCheckpoint(_Part):
     @property
     def where(self) -> str:
         """Where it comes from, for people."""
-        return self.repo_id or self.path or next(iter((self.urls or {}).values()), self.type)
+        return self.repo_id or self.path or min((self.urls or {}).values(), default=self.type)
+
+    @property
+    def identity(self) -> str:
+        """A hash of all of this: what is pinned alike is the same checkpoint."""
+        content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def differences(self, config: CheckpointSourceConfig) -> Iterator[str]:
         """Yield what config.yaml asks for now and these pins were not made for: "repo_id is a, and was b"."""
@@ -205,7 +212,7 @@ def named_checkpoints(config: CheckpointConfig | None) -> dict[str, CheckpointSo
 
 def _wanted(config: CheckpointSourceConfig) -> dict[str, Any]:
     """Return what decides which files a checkpoint has, as the lock spells it."""
-    urls = {file.name: file.url for file in config.files} or None
+    urls = {file.name: file.url for file in sorted(config.files, key=lambda file: file.name)} or None
     revision = (config.revision or "main") if config.type == "huggingface" else config.revision
     return {
         "type": config.type,
