@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,41 @@ def test_without_a_network_the_cure_says_so(fetch, environment):
     result = fetch(environment=environment)
     assert "type: local" in result.stderr
     assert "network" in result.stderr
+
+
+NO_SOCKETS = """
+import sys
+
+def refuse(event, arguments):
+    if event.startswith("socket."):
+        print("SOCKET", event, arguments, file=sys.stderr)
+
+sys.addaudithook(refuse)
+from modelkit.cli.app import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fetch", "--offline"], ["fetch"], ["lock", "--offline"], ["lock", "--check"]]
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_offline_opens_no_socket(fetch, modelkit, tmp_path, arguments, is_there):
+    fetch()
+    if not is_there:
+        modelkit("cache", "prune", "--all", "--yes")
+    offline = {"MODELKIT_CACHE_DIR": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    if "--offline" in arguments:
+        offline["HF_HUB_OFFLINE"] = "0"
+    done = subprocess.run(
+        [sys.executable, "-c", NO_SOCKETS, *arguments, str(tmp_path / "model")],
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "SOCKET" not in done.stderr
+    assert done.returncode == (1 if arguments[0] == "fetch" and not is_there else 0), done.stderr
 
 
 def test_a_name_that_leaves_the_folder_is_refused(hub, fetch, tmp_path):
