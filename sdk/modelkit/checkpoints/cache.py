@@ -87,7 +87,8 @@ class Cache:
         """Take over a file whose content has been verified and is on the disk; the caller has synced it."""
         blob = self.blob(sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
-        draft.chmod(0o444)
+        if draft.stat().st_nlink == 1:  # else it is another cache's file too
+            draft.chmod(0o444)
         draft.replace(blob)
         sync_folder(blob.parent)
         return blob
@@ -185,9 +186,9 @@ class Cache:
     # ------------------------------------------------------------------------------------------------- who works on it
 
     @contextmanager
-    def fetching(self) -> Iterator[None]:
+    def fetching(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the cache so that nobody prunes meanwhile; others may fetch too."""
-        with self._hold(fcntl.LOCK_SH, lambda: None):
+        with self._hold(fcntl.LOCK_SH, on_wait):
             yield
 
     @contextmanager

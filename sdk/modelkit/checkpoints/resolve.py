@@ -5,14 +5,16 @@ the next start, here or elsewhere, has the same files. Weights that are in place
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from modelkit.checkpoints import open_source
-from modelkit.checkpoints.base import CheckpointSource, Listing, SourceFile
+from modelkit.checkpoints.base import BrokenTransferError, CheckpointSource, Listing, SourceFile
 from modelkit.checkpoints.cache import Cache, hash_file
 from modelkit.checkpoints.fetch import fetch
 from modelkit.checkpoints.local import LocalSource
@@ -43,6 +45,7 @@ __all__ = [
 
 _TRUE = frozenset({"1", "ON", "TRUE", "YES"})  # as huggingface_hub reads its own variables
 _SHORT_COMMIT = 12
+_LIST_WAITS_S = (0.5, 1.5)
 
 _AnyFile = TypeVar("_AnyFile", SourceFile, LockedFile)
 
@@ -63,6 +66,7 @@ class Terms:
     offline: bool = field(default_factory=is_offline)
     progress: TransferProgress = NO_PROGRESS
     on_note: Callable[[str], None] = lambda _: None
+    on_warning: Callable[[str], None] = lambda _: None
     writes_lock: bool = True
 
 
@@ -120,11 +124,11 @@ def discard_damaged(model_dir: Path, terms: Terms) -> None:
     there = {
         file: blob for file in blobs.values() if (blob := terms.cache.find_blob(file.sha256, file.size_bytes))
     }
-    with terms.cache.fetching():
+    with _fetching(terms):
         for sha256, (file, blob) in zip(_hash_all(there, terms), there.items(), strict=True):
             if sha256 != file.sha256:
                 blob.unlink(missing_ok=True)
-                terms.on_note(f"{file.path} is damaged on this disk: fetching it anew")
+                terms.on_warning(f"{file.path} is damaged on this disk: fetching it anew")
 
 
 def make_lock(config: Config, model_dir: Path, terms: Terms | None = None, *, update: bool = False) -> Lock:
@@ -180,7 +184,7 @@ def _use_local(
         then = {file.path: file.size_bytes for file in pinned.files}
         if sizes != then:
             changed = sorted(path for path in sizes.keys() | then.keys() if sizes.get(path) != then.get(path))
-            terms.on_note(
+            terms.on_warning(
                 f"{config.path} is not what {LOCK_NAME} pins: {_listed(changed)} changed; `modelkit lock` takes it over"
             )
     return source.folder
@@ -193,7 +197,7 @@ def _use_pinned(
     folder = terms.cache.find_checkpoint(pinned)
     if folder is not None:
         return folder
-    with terms.cache.fetching(), open_source(config, model_dir, pinned.commit) as source:
+    with _fetching(terms), open_source(config, model_dir, pinned.commit) as source:
         files = [file.as_source_file() for file in pinned.files]
         missing = [
             file for file in files if terms.cache.find_blob(file.sha256 or "", file.size_bytes) is None
@@ -221,17 +225,32 @@ def _find_resolved(config: CheckpointSourceConfig, cache: Cache) -> LockedCheckp
 def _resolve(config: CheckpointSourceConfig, model_dir: Path, terms: Terms) -> LockedCheckpoint:
     """Ask the source what there is now. Files whose sha256 it does not know are fetched for it, into the cache."""
     _need_network(config, terms)
-    with terms.cache.fetching(), open_source(config, model_dir) as source:
+    with _fetching(terms), open_source(config, model_dir) as source:
         terms.on_note(f"asking {source.where} for its files")
-        listing, chosen = _list(source, config)
+        listing, chosen = _list(source, config, terms)
         unknown = [file for file in chosen if file.sha256 is None]
         sha256s = fetch(source, unknown, terms.cache, terms.progress, terms.on_note)
     return _lock_files(config, listing, chosen, sha256s)
 
 
-def _list(source: CheckpointSource, config: CheckpointSourceConfig) -> tuple[Listing, tuple[SourceFile, ...]]:
-    listing = source.list_files()
+def _list(
+    source: CheckpointSource, config: CheckpointSourceConfig, terms: Terms
+) -> tuple[Listing, tuple[SourceFile, ...]]:
+    """Return what there is, and what of it is wanted. A server that stumbles is asked again."""
+    for wait_s in _LIST_WAITS_S:
+        try:
+            listing = source.list_files()
+            break
+        except BrokenTransferError as error:
+            terms.on_note(f"{error.message}; trying again in {wait_s:g} s")
+            time.sleep(wait_s)
+    else:
+        listing = source.list_files()
     return listing, select(listing.files, config, source.where)
+
+
+def _fetching(terms: Terms) -> AbstractContextManager[None]:
+    return terms.cache.fetching(lambda: terms.on_note("waiting for `modelkit cache prune` to end"))
 
 
 def _lock_files(
@@ -250,7 +269,7 @@ def _lock_files(
 def _hash_local(config: CheckpointSourceConfig, model_dir: Path, terms: Terms) -> LockedCheckpoint:
     """Return the pins of a folder on this machine, which takes reading all of it."""
     source = LocalSource(config, model_dir)
-    listing, chosen = _list(source, config)
+    listing, chosen = _list(source, config, terms)
     folder = source.folder
     sha256s = _hash_all({file: folder / file.path for file in chosen}, terms)
     by_path = {file.path: sha256 for file, sha256 in zip(chosen, sha256s, strict=True)}
@@ -276,7 +295,7 @@ def _scan(config: CheckpointSourceConfig, places: Mapping[str, Path], terms: Ter
     for path in config.allow_pickle:
         doubtful = scan(places[path], path, config.repo_id or config.path or config.type)
         if doubtful:
-            terms.on_note(f"the pickle {path} imports what the scanner does not know: {_listed(doubtful)}")
+            terms.on_warning(f"the pickle {path} imports what the scanner does not know: {_listed(doubtful)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ differences
@@ -310,9 +329,9 @@ def _what_moved(
         return []
     try:
         with open_source(config, model_dir) as source:
-            listing, chosen = _list(source, config)
+            listing, chosen = _list(source, config, terms)
     except LoadError as error:
-        terms.on_note(f"{pinned.where} could not be asked whether it moved: {error.message}")
+        terms.on_warning(f"{pinned.where} could not be asked whether it moved: {error.message}")
         return []
     if listing.revision is not None:
         if listing.revision == pinned.commit:
@@ -343,12 +362,12 @@ def _write_lock(lock: Lock, resolved: Mapping[str, LockedCheckpoint], model_dir:
         for each in resolved.values()
     )
     if not terms.writes_lock:
-        terms.on_note(f"{what} is not pinned: `modelkit lock` with the same options does it")
+        terms.on_warning(f"{what} is not pinned: `modelkit lock` with the same options does it")
         return
     try:
         lock.write(model_dir)
     except LoadError as error:
-        terms.on_note(f"{what} is not pinned: {error.message}")
+        terms.on_warning(f"{what} is not pinned: {error.message}")
     else:
         terms.on_note(f"wrote {LOCK_NAME}: {what}")
 

@@ -4,6 +4,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -89,32 +90,30 @@ def prune(
 
     if everything and older_than:
         raise UsageError("--all takes every checkpoint, --older-than some", cure="give one of the two")
-    before = time.time() - _age_s(older_than) if older_than else None
+    before = float("inf") if everything else time.time() - _age_s(older_than) if older_than else 0.0
     cache = Cache()
-    with cache.pruning(lambda: console.info("waiting for a fetch to end")):
-        leaving = [
-            each
-            for each in cache.list_checkpoints()
-            if everything or (before is not None and each.last_used < before)
-        ]
+    leaving = [each for each in cache.list_checkpoints() if each.last_used < before]
+    with _pruning(cache):
         files = cache.unused(each.folder for each in leaving)
-        freed_bytes = sum(files.values())
-        report = {"checkpoints": [str(each.folder) for each in leaving], "freed_bytes": freed_bytes}
-        if not files and not leaving:
-            console.info("there is nothing to delete")
-        else:
-            for each in leaving:
-                console.info(f"  {each.checkpoint.where}, last used {_ago(each.last_used)}")
-            what = f"{_counted(len(leaving), 'checkpoint')} and {_counted(len(files), 'unused file')}"
-            console.info(f"{what}, {size_text(freed_bytes)}")
-            if not dry_run:
-                _confirm(yes=yes)
-                freed_bytes = report["freed_bytes"] = _delete(cache, leaving)
-                console.success(f"freed {size_text(freed_bytes)}")
-        if not dry_run:
-            cache.sweep()
+    freed_bytes = sum(files.values())
+    for each in leaving:
+        console.info(f"  {each.checkpoint.where}, last used {_ago(each.last_used)}")
+    if files or leaving:
+        what = f"{_counted(len(leaving), 'checkpoint')} and {_counted(len(files), 'unused file')}"
+        console.info(f"{what}, {size_text(freed_bytes)}")
+    else:
+        console.info("there is nothing to delete")
+    if (files or leaving) and not dry_run:
+        _confirm(yes=yes)  # with nothing held: a fetch need not wait for the answer
+        with _pruning(cache):
+            freed_bytes = _delete(cache, leaving)
+        console.success(f"freed {size_text(freed_bytes)}")
     if json:
-        console.json(report)
+        console.json({"checkpoints": [str(each.folder) for each in leaving], "freed_bytes": freed_bytes})
+
+
+def _pruning(cache: "Cache") -> AbstractContextManager[None]:
+    return cache.pruning(lambda: console.info("waiting for a fetch to end"))
 
 
 SUBCOMMANDS = {"ls": list_all, "prune": prune, "dir": folder}
@@ -131,6 +130,7 @@ def _delete(cache: "Cache", leaving: "Sequence[KeptCheckpoint]") -> int:
     for path, size_bytes in cache.unused().items():
         path.unlink(missing_ok=True)
         freed_bytes += size_bytes
+    cache.sweep()
     return freed_bytes
 
 

@@ -37,7 +37,13 @@ def terms_in_view(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # an engine, and what model.py imports, keep the promise too
     with console.transfer(title) as progress:
-        yield Terms(offline=offline, progress=progress, on_note=console.info, writes_lock=writes_lock)
+        yield Terms(
+            offline=offline,
+            progress=progress,
+            on_note=console.info,
+            on_warning=console.warning,
+            writes_lock=writes_lock,
+        )
 
 
 def prepare_checkpoints(

@@ -139,7 +139,7 @@ def test_a_folder_is_hashed_by_lock_only_and_checked_byte_by_byte(local, cache):
 
 def test_serving_warns_of_a_folder_that_changed_by_its_sizes(local, cache):
     config, notes = load_config(local), []
-    terms = Terms(cache=cache, on_note=notes.append)
+    terms = Terms(cache=cache, on_warning=notes.append)
     (local / "weights" / "model.safetensors").write_bytes(b"wEights")
     prepare(config, local, terms)
     assert notes == []

@@ -49,7 +49,7 @@ def test_what_was_fetched_is_locked_and_found_again(hub, urls, write_folder, ter
 
 def test_a_folder_that_is_not_the_authors_own_config_is_not_locked(urls, write_folder, cache):
     folder, notes = write_folder(urls("config.json")), []
-    terms = Terms(cache=cache, offline=False, writes_lock=False, on_note=notes.append)
+    terms = Terms(cache=cache, offline=False, writes_lock=False, on_warning=notes.append)
     prepare(load_config(folder), folder, terms)
     assert not (folder / LOCK_NAME).exists()
     assert "is not pinned" in notes[-1]
