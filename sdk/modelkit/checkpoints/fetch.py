@@ -75,6 +75,7 @@ def fetch(
         _check_disk(cache, left_bytes)
         progress.begin(len(transfers), left_bytes)
         _Crew(list(transfers.values())).run()
+        assert all(transfer.is_done for transfer in transfers.values())
     sha256s = found | {key: transfer.sha256 for key, transfer in transfers.items()}
     return {path: sha256s[key] for key, those in paths.items() for path in those}
 
@@ -127,6 +128,7 @@ class _Transfer:
         self._claim = Claim(cache.partial(f"{key}.lock"))
         self._partial = Partial(cache.partial(key), file.size_bytes)
         self._num_spoilt = self._attempt = 0
+        self.is_done = False
         self._beginning = threading.Lock()
         self._noted_at = -_NOTE_INTERVAL_S
         self._has_waited = False
@@ -169,7 +171,7 @@ class _Transfer:
         copy = self._source.copy_on_disk(self.file)
         if copy is not None and self._adopt(copy):
             return ()
-        if not self._partial.path.exists() and self._download():
+        if not self._partial.has_begun and self._download():
             return self._check_download()
         self._partial.open()
         self._progress.started(self.file.path, self.file.size_bytes, self._partial.done_bytes)
@@ -179,17 +181,17 @@ class _Transfer:
         missing = self._partial.missing()
         if not missing:
             self._partial.advance_hash()
-            return [self._finish]
+            return [self._finish] if self._partial.completes() else []
         return [partial(self._fetch_part, index, self._attempt) for index in missing]
 
     def _fetch_part(self, index: int, attempt: int) -> Iterable[_Task]:
         if attempt != self._attempt:  # meanwhile the file was begun anew
             return ()
         start, stop = self._partial.span(index)
-        num_failures, is_complete = 0, False
+        num_failures = 0
         while (had := self._partial.counts[index]) < stop - start:
             try:
-                is_complete |= self._receive(index, start + had, stop)
+                self._receive(index, start + had, stop)
             except BrokenTransferError as error:
                 has_progressed = self._partial.counts[index] > had
                 num_failures = 1 if has_progressed else num_failures + 1
@@ -198,12 +200,12 @@ class _Transfer:
                 self._wait(error, num_failures)
             except NoRangesError:
                 return self._begin_whole(attempt)
-        is_complete |= self._partial.advance_hash()
-        return [self._finish] if is_complete else []
+        self._partial.advance_hash()
+        return [self._finish] if self._partial.completes() else []
 
-    def _receive(self, index: int, start: int, stop: int) -> bool:
-        """Write one answer of the source; True where that was the last of the file to be hashed."""
-        is_complete, position = False, start
+    def _receive(self, index: int, start: int, stop: int) -> None:
+        """Write one answer of the source."""
+        position = start
         with self._source.open(self.file, start, stop) as blocks:
             for block in blocks:
                 if self.stop.is_set():
@@ -213,10 +215,9 @@ class _Transfer:
                     raise ChangedFileError(self.file.path, self._source.where)
                 self._partial.write(index, block)
                 self._report(len(block))
-                is_complete |= self._partial.advance_hash()
+                self._partial.advance_hash()
         if position < stop:
             raise BrokenTransferError(f"{self._source.where} sent a part of {self.file.path} only")
-        return is_complete
 
     def _begin_whole(self, attempt: int) -> Iterable[_Task]:
         """Begin anew, in one piece; of the parts that find out that they cannot be had, the first one does it."""
@@ -265,7 +266,7 @@ class _Transfer:
         return self._restart()
 
     def _end(self, sha256: str) -> Iterable[_Task]:
-        self.sha256 = sha256
+        self.sha256, self.is_done = sha256, True
         if self.file.sha256 is None:
             self._cache.note_sha256(self._key, sha256)
         self._claim.give_up()

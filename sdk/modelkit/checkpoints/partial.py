@@ -9,7 +9,6 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from modelkit.checkpoints.base import BLOCK_BYTES
@@ -71,6 +70,12 @@ class Partial:
         self.counts = [0] * -(-self.size_bytes // part_bytes)
         self._digest = hashlib.sha256()
         self._hashed = 0
+        self._is_complete = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier transfer has left something to go on with."""
+        return self._journal_path.exists()
 
     @property
     def done_bytes(self) -> int:
@@ -79,7 +84,7 @@ class Partial:
 
     @property
     def sha256(self) -> str:
-        """The sha256 of what has been hashed: of everything, once `advance_hash` has said so."""
+        """The sha256 of what has been hashed: of everything, once it `completes`."""
         return self._digest.hexdigest()
 
     def open(self) -> None:
@@ -150,20 +155,23 @@ class Partial:
             self.counts[index] = at - start
             os.pwrite(self._journal, _NUMBER.pack(at - start), _NUMBER.size * (2 + index))
 
-    def advance_hash(self, on_bytes: Callable[[int], None] = lambda _: None) -> bool:
-        """Hash what has arrived without a gap. True to the one caller that hashes the last byte.
+    def advance_hash(self) -> None:
+        """Hash what has arrived without a gap.
 
         Does nothing while another thread is at it: that one goes on with what has arrived meanwhile.
         """
         while self._hashable() and self._hashing.acquire(blocking=False):
             try:
-                before = self._hashed
-                self._hash_to(self._front(), on_bytes)
-                if before < self._hashed == self.size_bytes:
-                    return True
+                self._hash_to(self._front())
             finally:
                 self._hashing.release()
-        return False
+
+    def completes(self) -> bool:
+        """Tell whether everything has arrived and been hashed; to one caller only."""
+        with self._mutex:
+            is_first = self._hashed == self.size_bytes and not self._is_complete
+            self._is_complete |= is_first
+        return is_first
 
     def _hashable(self) -> bool:
         front = self._front()
@@ -176,7 +184,7 @@ class Partial:
                 return self.span(index)[0] + self.counts[index]
         return self.size_bytes
 
-    def _hash_to(self, end: int, on_bytes: Callable[[int], None]) -> None:
+    def _hash_to(self, end: int) -> None:
         buffer = memoryview(bytearray(BLOCK_BYTES))
         while self._hashed < end:
             with self._mutex:  # a transfer that is closed meanwhile must not read another file's bytes
@@ -188,7 +196,6 @@ class Partial:
                 raise ValueError("the file has become shorter")
             self._digest.update(view[:num])
             self._hashed += num
-            on_bytes(num)
 
     def _take_over(self) -> bool:
         """Read the journal of an earlier transfer; False where there is none that fits."""
