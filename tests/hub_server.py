@@ -179,7 +179,8 @@ class HubServer:
 
     def count(self, path: str, num_bytes: int) -> None:
         with self._mutex:
-            self.sent[path] += num_bytes
+            if num_bytes > 1:  # one byte is how the size of a file is asked for
+                self.sent[path] += num_bytes
 
     def throttle(self, num_bytes: int) -> None:
         if self.faults.rate_bytes_s is None:
