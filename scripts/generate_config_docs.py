@@ -139,7 +139,7 @@ def value_text(schema: dict[str, Any]) -> str:
     if first.get("type") in {"integer", "number"}:
         return number_text(first)
     words = {
-        "array": "list of text",
+        "array": "list of keys and values" if "$ref" in first.get("items", ()) else "list of text",
         "object": "keys and values",
         "boolean": "`true` \\| `false`",
         "string": "text",

@@ -8,26 +8,30 @@ from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-from modelkit.checkpoints.base import CheckpointSource
-from modelkit.config import CheckpointConfig
+from modelkit.checkpoints.base import CheckpointSource, Listing, SourceFile
+from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import UsageError
 
-__all__ = ["SOURCES", "CheckpointSource", "resolve"]
+__all__ = ["SOURCES", "CheckpointSource", "Listing", "SourceFile", "open_source"]
 
-# Type -> "module:function", loaded when chosen.
+# Type -> "module:class", loaded when chosen.
 SOURCES: Mapping[str, str] = MappingProxyType(
     {
-        "huggingface": "modelkit.checkpoints.huggingface:resolve",
-        "local": "modelkit.checkpoints.local:resolve",
+        "huggingface": "modelkit.checkpoints.huggingface:HuggingFaceSource",
+        "s3": "modelkit.checkpoints.s3:S3Source",
+        "http": "modelkit.checkpoints.http:HttpSource",
+        "local": "modelkit.checkpoints.local:LocalSource",
     }
 )
 
 
-def resolve(config: CheckpointConfig, model_dir: Path) -> Path:
-    """Return the folder with a model's checkpoint, fetching what is not there yet. This may take minutes.
+def open_source(
+    config: CheckpointSourceConfig, model_dir: Path, revision: str | None = None
+) -> CheckpointSource:
+    """Return the source of a checkpoint; close it after use. Nothing is asked of it yet.
 
-    `model_dir` is the model folder, which paths in config.yaml are relative to. Raises LoadError where the checkpoint
-    cannot be had, UsageError where this release has no such source.
+    `model_dir` is the model folder, which paths in config.yaml are relative to; `revision` is the pinned commit, where
+    there is one. Raises LoadError where config.yaml does not say enough, UsageError where this release has no such source.
     """
     target = SOURCES.get(config.type)
     if target is None:
@@ -35,6 +39,6 @@ def resolve(config: CheckpointConfig, model_dir: Path) -> Path:
             f"this release of modelkit cannot fetch checkpoints of type '{config.type}'",
             cure=f"set checkpoints.type in config.yaml to one of: {', '.join(SOURCES)}",
         )
-    module_name, _, function_name = target.partition(":")
-    source: CheckpointSource = getattr(import_module(module_name), function_name)
-    return source(config, model_dir)
+    module_name, _, class_name = target.partition(":")
+    source: CheckpointSource = getattr(import_module(module_name), class_name)(config, model_dir, revision)
+    return source

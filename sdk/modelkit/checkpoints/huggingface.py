@@ -1,172 +1,278 @@
-"""A checkpoint from the Hugging Face Hub, kept in its usual cache.
+"""A checkpoint from the Hugging Face Hub, or from a mirror of it that HF_ENDPOINT names.
 
-Once a checkpoint has been fetched completely, a note in the repository's cache folder says so, and from then on the
-folder is used without a request. A branch therefore stays at the commit it had when it was fetched.
-Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+The listing, the addresses and the headers are huggingface_hub's; the bytes come over plain ranges, so that a transfer can
+go on anywhere, be checked while it is written, and be the same for every source. Where the hub keeps a file in its xet
+storage and hf_xet is installed, that library fetches it: it transfers only chunks that are not on this machine yet.
 """
 
-import hashlib
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from modelkit.config import CheckpointConfig
+from modelkit.checkpoints.base import (
+    BrokenTransferError,
+    CheckpointSource,
+    Listing,
+    SourceFile,
+    checked_path,
+)
+from modelkit.checkpoints.ranges import HttpRanges
+from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError
 
-__all__ = ["resolve"]
+if TYPE_CHECKING:
+    import httpx
 
-# The same weights in older formats; with safetensors there is no use for them, and they double the download.
-DUPLICATE_FORMATS = ("original/*", "*.pth", "*.bin")
+__all__ = ["HuggingFaceSource", "token_of"]
+
+# Below this one request and a few milliseconds do; xet's bookkeeping costs more.
+_MIN_XET_BYTES = 16 * 1024**2
+_POLL_S = 0.2
 
 
-def resolve(config: CheckpointConfig, model_dir: Path) -> Path:  # noqa: ARG001 - every source has this shape
-    """Return the snapshot folder of `checkpoints.repo_id`, fetching what is missing; broken downloads go on.
+class HuggingFaceSource(CheckpointSource):
+    """One repository at one revision. `revision` is the commit to read, where config.yaml's is pinned."""
 
-    With HF_HUB_OFFLINE set nothing is fetched. Raises LoadError: no such repository or revision, no access, no network.
-    """
-    if config.repo_id is None:
-        raise LoadError(
-            "a checkpoint from Hugging Face needs 'checkpoints.repo_id'",
-            cure="name the repository in config.yaml, such as repo_id: Qwen/Qwen2-0.5B-Instruct",
+    def __init__(self, config: CheckpointSourceConfig, model_dir: Path, revision: str | None = None) -> None:
+        del model_dir
+        if config.repo_id is None:
+            raise LoadError(
+                "a checkpoint from Hugging Face needs 'checkpoints.repo_id'",
+                cure="name the repository in config.yaml, such as repo_id: Qwen/Qwen2-0.5B-Instruct",
+            )
+        self.where = self.repo_id = config.repo_id
+        self.revision = revision or config.revision or "main"
+        self._token_env = config.token_env
+
+    @cached_property
+    def _token(self) -> str | None:
+        return token_of(self._token_env)
+
+    @cached_property
+    def _ranges(self) -> HttpRanges:
+        return HttpRanges(self.repo_id, self._explain)
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
+
+        # None lets the library look where `hf auth login` and HF_TOKEN leave one.
+        return build_hf_headers(token=self._token)
+
+    def list_files(self) -> Listing:
+        """Return the repository's files at the commit that the revision stands for."""
+        from huggingface_hub import HfApi
+
+        token = self._token
+        try:
+            info = HfApi(token=token).model_info(self.repo_id, revision=self.revision, files_metadata=True)
+        except Exception as error:
+            raise self._translated(error) from error
+        self.revision = info.sha or self.revision
+        return Listing(info.sha, tuple(map(self._file, info.siblings or ())))
+
+    def _file(self, sibling: Any) -> SourceFile:
+        path = checked_path(sibling.rfilename, self.where)
+        if sibling.size is None:
+            raise LoadError(
+                f"{self.where} does not say how large {path} is", cure="is HF_ENDPOINT a mirror of the Hub?"
+            )
+        if sibling.lfs is not None:
+            return SourceFile(
+                path=path, size_bytes=sibling.size, sha256=sibling.lfs["sha256"], version=self.revision
+            )
+        blob_id = sibling.blob_id or ""
+        return SourceFile(
+            path=path,
+            size_bytes=sibling.size,
+            version=blob_id or self.revision,
+            git_blob_id=blob_id or None,
         )
-    token = None
-    try:
-        note = _note(config)
-        known = _noted_snapshot(note)
-        if known is not None:
-            return known
-        token = _token(config)
-        if _is_offline():
-            # Perhaps a part only; the Hub would have to say what the whole is.
-            return _snapshot(config, token, config.ignored_file_patterns, offline=True)
-        snapshot = _fetch(config, token)
-    except LoadError:
-        raise
-    except Exception as error:
-        raise _translated(error, config, token) from error
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(snapshot.name, encoding="utf-8")
-    return snapshot
 
+    def open(
+        self, file: SourceFile, start: int = 0, stop: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """Return a range of a file at the pinned commit."""
+        return self._ranges.open(file, self._url(file), self._headers, start, stop)
 
-def _fetch(config: CheckpointConfig, token: str | None) -> Path:
-    """Return the snapshot with every file that the Hub lists and the config wants."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined, unused-ignore]
+    def _url(self, file: SourceFile) -> str:
+        from huggingface_hub import hf_hub_url
 
-    info = HfApi(token=token).model_info(config.repo_id or "", revision=config.revision)
-    names = [sibling.rfilename for sibling in info.siblings or ()]
-    ignored = config.ignored_file_patterns
-    if (
-        not ignored
-        and not config.allowed_file_patterns
-        and any(name.endswith(".safetensors") for name in names)
-    ):
-        ignored = DUPLICATE_FORMATS
-    snapshot = _snapshot(config, token, ignored, offline=False)
-    allowed = list(config.allowed_file_patterns) or None
-    wanted = filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=list(ignored) or None)
-    # Where the network fails half-way, the library may give what it has without a word.
-    missing = [name for name in wanted if not (snapshot / name).is_file()]
-    if missing:
-        raise LoadError(f"cannot fetch {config.repo_id}: {missing[0]} did not arrive", cure="try again")
-    return snapshot
+        return hf_hub_url(self.repo_id, file.path, revision=self.revision)
 
+    def copy_on_disk(self, file: SourceFile) -> Path | None:
+        """Return the file in the library's own cache, which names large files by their sha256, small ones by git's id."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
 
-def _snapshot(
-    config: CheckpointConfig, token: str | None, ignored: tuple[str, ...], *, offline: bool
-) -> Path:
-    from huggingface_hub import snapshot_download
+        name = file.sha256 or file.git_blob_id
+        folder = repo_folder_name(repo_id=self.repo_id, repo_type="model")
+        blob = Path(constants.HF_HUB_CACHE) / folder / "blobs" / (name or "-")
+        return blob if name and blob.is_file() and blob.stat().st_size == file.size_bytes else None
 
-    folder = snapshot_download(
-        config.repo_id or "",
-        revision=config.revision,
-        allow_patterns=list(config.allowed_file_patterns) or None,
-        ignore_patterns=list(ignored) or None,
-        token=token,
-        local_files_only=offline,
-    )
-    return Path(folder).resolve()
+    def download(self, file: SourceFile, target: Path, on_bytes: Callable[[int], None]) -> bool:
+        """Let hf_xet write the file, where it can; whatever goes wrong there, plain HTTP has the file too."""
+        if file.size_bytes < _MIN_XET_BYTES or file.sha256 is None or not _has_xet():
+            return False
+        from huggingface_hub import get_hf_file_metadata
+        from huggingface_hub.file_download import xet_get
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined, unused-ignore]
 
+        disable_progress_bars()  # it would draw its own beside ours
+        try:
+            metadata = get_hf_file_metadata(self._url(file), headers=self._headers)
+            if metadata.xet_file_data is None:
+                return False
+            with _watching(target, on_bytes):
+                xet_get(
+                    incomplete_path=target,
+                    xet_file_data=metadata.xet_file_data,
+                    headers=self._headers,
+                    expected_size=file.size_bytes,
+                )
+        except Exception:  # noqa: BLE001 - a foreign library in Rust: its errors have no common base
+            target.unlink(missing_ok=True)
+            return False
+        return True
 
-def _is_offline() -> bool:
-    from huggingface_hub import constants
+    def close(self) -> None:
+        """Close the connections, where there are any."""
+        if "_ranges" in self.__dict__:
+            self._ranges.close()
 
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _token(config: CheckpointConfig) -> str | None:
-    """Return the token that `checkpoints.token_env` names; without it, the Hub's own ways of finding one apply."""
-    if config.token_env is None:
+    def _explain(self, response: "httpx.Response", path: str) -> LoadError | None:
+        code, status = response.headers.get("X-Error-Code", ""), response.status_code
+        if code == "GatedRepo":
+            return self._failure(
+                "access to it has to be granted", f"accept the terms at {self._page()}, and {self._login()}"
+            )
+        if status == 401:  # noqa: PLR2004
+            return self._failure("the hub does not know the token", self._login())
+        if status == 403:  # noqa: PLR2004
+            return self._failure(f"access to {path} is forbidden", self._login())
+        if status == 404:  # noqa: PLR2004
+            return self._failure(
+                f"{path} is not there at {self.revision}",
+                "a commit may have been removed from the hub: `modelkit lock --update` pins what is there now",
+            )
         return None
-    token = os.environ.get(config.token_env)
+
+    def _translated(self, error: Exception) -> LoadError:
+        """Return what went wrong in the words of config.yaml."""
+        from huggingface_hub import errors
+
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        is_busy = status is not None and status >= 500  # noqa: PLR2004
+        if is_busy or _is_network_error(error):
+            return BrokenTransferError(
+                f"cannot fetch {self.repo_id}: {_endpoint()} cannot be reached ({_short(error)})",
+                cure="connect to the network; or name a mirror with HF_ENDPOINT; or use type: local",
+            )
+        # The Hub hides private repositories from strangers, and says so of one that does not exist too.
+        is_stranger = status == 401 and self._has_token()  # noqa: PLR2004
+        absent = (errors.RepositoryNotFoundError, errors.HFValidationError)
+        table = (
+            (
+                isinstance(error, errors.GatedRepoError),
+                "access to it has to be granted",
+                f"accept the terms at {self._page()}, and {self._login()}",
+            ),
+            (
+                isinstance(error, errors.RevisionNotFoundError),
+                f"it has no revision '{self.revision}'",
+                "correct checkpoints.revision in config.yaml: a branch, a tag or a commit",
+            ),
+            (is_stranger, "the hub does not know the token", self._login()),
+            (
+                isinstance(error, absent),
+                "there is no such repository, or it is private",
+                f"correct checkpoints.repo_id in config.yaml, or {self._login()}",
+            ),
+            (isinstance(error, errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE is set", "unset it"),
+            (True, _short(error), "try again; what has arrived is kept"),
+        )
+        reason, cure = next((reason, cure) for holds, reason, cure in table if holds)
+        return self._failure(reason, cure)
+
+    def _failure(self, reason: str, cure: str) -> LoadError:
+        return LoadError(f"cannot fetch {self.repo_id}: {reason}", cure=cure)
+
+    def _has_token(self) -> bool:
+        return "authorization" in {name.lower() for name in self._headers}
+
+    def _login(self) -> str:
+        if self._has_token():
+            return "use a token that may read it"
+        return "set checkpoints.token_env to a variable with your token"
+
+    def _page(self) -> str:
+        return f"{_endpoint()}/{self.repo_id}"
+
+
+def token_of(variable: str | None) -> str | None:
+    """Return the token in the variable that `token_env` names, None without one. Raises LoadError where it is not set."""
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "").strip()
     if not token:
         raise LoadError(
-            f"the environment variable {config.token_env}, which checkpoints.token_env names, is not set",
-            cure=f"export {config.token_env}=hf_..., or remove checkpoints.token_env for a public repository",
+            f"the environment variable {variable}, which checkpoints.token_env names, is not set",
+            cure=f"export {variable}=..., or remove checkpoints.token_env where none is needed",
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise LoadError(
+            f"the token in {variable} has characters that no header can carry",
+            cure=f"export {variable} anew, as it was given to you",
         )
     return token
 
 
-def _note(config: CheckpointConfig) -> Path:
-    """Return where it is noted which snapshot is complete for this repository, revision and choice of files."""
+def _endpoint() -> str:
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    wanted = repr((config.revision, config.allowed_file_patterns, config.ignored_file_patterns))
-    name = hashlib.sha256(wanted.encode()).hexdigest()[:16]
-    folder = repo_folder_name(repo_id=config.repo_id or "", repo_type="model")
-    return Path(constants.HF_HUB_CACHE) / folder / "modelkit" / name
+    return constants.ENDPOINT
 
 
-def _noted_snapshot(note: Path) -> Path | None:
+def _has_xet() -> bool:
+    from huggingface_hub import constants
+
+    return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
+
+
+@contextmanager
+def _watching(target: Path, on_bytes: Callable[[int], None]) -> Iterator[None]:
+    """Report how a file grows that somebody else writes; whatever its length says, by the space it takes."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not ended.wait(_POLL_S):
+            try:
+                now = target.stat().st_blocks * 512
+            except OSError:
+                continue
+            on_bytes(now - seen)
+            seen = now
+
+    thread = threading.Thread(target=watch, name="modelkit-xet-progress", daemon=True)
+    thread.start()
     try:
-        commit = note.read_text(encoding="utf-8")
-    except OSError:
-        return None
-    snapshot = note.parent.parent / "snapshots" / commit
-    return snapshot.resolve() if snapshot.is_dir() else None
-
-
-def _translated(error: Exception, config: CheckpointConfig, token: str | None) -> LoadError:
-    """Return what went wrong in the words of config.yaml."""
-    from huggingface_hub import errors
-
-    repo = f"https://huggingface.co/{config.repo_id}"
-    login = (
-        "set checkpoints.token_env to a variable with your token"
-        if token is None
-        else "use a token that may read it"
-    )
-    table: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
-        (
-            (errors.GatedRepoError,),
-            "access to it has to be granted",
-            f"accept the terms at {repo}, and {login}",
-        ),
-        (
-            (errors.RevisionNotFoundError,),
-            f"it has no revision '{config.revision}'",
-            "correct checkpoints.revision in config.yaml: a branch, a tag or a commit",
-        ),
-        (
-            (errors.RepositoryNotFoundError, errors.HFValidationError),
-            "there is no such repository, or it is private",
-            f"correct checkpoints.repo_id in config.yaml, or {login}",
-        ),
-    )
-    for kinds, reason, cure in table:
-        if isinstance(error, kinds):
-            return LoadError(f"cannot fetch {config.repo_id}: {reason}", cure=cure)
-    offline = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
-    if isinstance(error, offline) or _is_network_error(error):
-        return LoadError(
-            f"cannot fetch {config.repo_id}: it is not complete in the cache, and the Hub cannot be reached",
-            cure="connect to the network; or set HF_HUB_OFFLINE=1 to take what the cache has; or use type: local",
-        )
-    return LoadError(f"cannot fetch {config.repo_id}: {error}", cure="try again; what has arrived is kept")
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _is_network_error(error: Exception) -> bool:
     """Tell by the names of its classes: the Hub's client has had three HTTP libraries in as many versions."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return not names.isdisjoint({"TransportError", "ConnectionError", "Timeout", "TimeoutError"})
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -45,6 +45,8 @@ VERBS: dict[str, Verb] = {
     "validate": Verb("modelkit.cli.validate", "Find every mistake in a model folder.", _MAKE),
     "fit": Verb("modelkit.cli.fit", "Tell whether a model fits on a GPU.", _MAKE),
     "schema": Verb("modelkit.cli.schema", "Print the JSON Schema of config.yaml.", _MAKE),
+    "lock": Verb("modelkit.cli.lock", "Pin a model's checkpoints, file by file, in modelkit.lock.", _MAKE),
+    "fetch": Verb("modelkit.cli.fetch", "Fetch a model's weights: resumed, verified, once.", _MAKE),
     "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC and HTTP.", _RUN),
     "engines": Verb(
         "modelkit.cli.engines", "Show the engines, and what each has installed on this machine.", _RUN
@@ -52,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("modelkit.cli.predict", "Call a served model and print its answer.", _RUN),
     "describe": Verb("modelkit.cli.describe", "Show the methods of a served model.", _RUN),
     "parity": Verb("modelkit.cli.parity", "Compare the answers of several engines on one folder.", _RUN),
+    "cache": Verb("modelkit.cli.cache", "Show the checkpoints kept on this machine; prune them.", _ABOUT),
     "version": Verb("modelkit.cli.version", "Show the versions of modelkit and what it runs on.", _ABOUT),
 }
 

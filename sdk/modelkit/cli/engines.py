@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.transfer import size_text as _size
 from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -161,10 +162,6 @@ def _machine(gpus: "tuple[Gpu, ...]") -> str:
         for kind in names
     ]
     return f"{'; '.join(counted)}; driver {gpus[0].driver}"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"  # noqa: PLR2004
 
 
 def _short(path: Path) -> str:

@@ -85,9 +85,9 @@ def _switched(config: Config, name: str) -> Config:
 
 
 def _checkpoint_dir(path: Path, config: Config) -> Path | None:
-    from modelkit.checkpoints import resolve
+    from modelkit.cli.checkpoints import prepare_checkpoints
 
-    return resolve(config.checkpoints, path) if config.checkpoints is not None else None
+    return next(iter(prepare_checkpoints(config, path).values()), None)
 
 
 async def _run(

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.checkpoints import load_folder, prepare_checkpoints
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
-from modelkit.config import Config, check_config, find_config, load_config
-from modelkit.errors import ConfigError, LoadError, UsageError
+from modelkit.config import Config, find_config, load_config
+from modelkit.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
     from modelkit.model import Model
@@ -87,6 +88,9 @@ def command(
     profile_start: Annotated[
         bool, typer.Option("--profile-start", help="When ready, print what the time of the start went into.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Open no connection to fetch weights: they must be in place.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
     ] = False,
@@ -100,10 +104,15 @@ def command(
         return _reload(path)
     _end_with_the_watcher()
     progress = _Progress()
-    config = _config(path, environment, overrides or ())
+    config = load_folder(path, environment, overrides or ())
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
+    is_own_config = not (environment or os.environ.get("MODELKIT_ENV") or overrides or engine)
+
+    def prepare() -> dict[str, Path]:
+        return prepare_checkpoints(config, path, offline=offline, writes_lock=is_own_config, hold=True)
+
     if not skip_fit:
         _check_fit(config, path)
     with console.status("importing model.py"):
@@ -122,7 +131,7 @@ def command(
             tls=_tls(tls_cert, tls_key, tls_client_ca),
             api_key=_api_key(api_key_env),
         )
-        model = open_model(path, config, progress.report)
+        model = open_model(path, config, progress.report, prepare)
     _configure_logging(log_format, path)
     _warn_if_open(options)
     _warn_of_missing_secrets(config)
@@ -348,16 +357,6 @@ def _warn_if_open(options: "ServerOptions") -> None:
             f"anyone who reaches {options.host} can call the model",
             cure="ask for a key with --api-key-env NAME, and encrypt with --tls-cert and --tls-key",
         )
-
-
-def _config(path: Path, environment: str | None, overrides: Sequence[str]) -> Config:
-    """Return the config of a folder, and show what is doubtful in it."""
-    config, problems = check_config(path, environment=environment, overrides=overrides)
-    if config is None:
-        raise ConfigError(problems)
-    if not console.is_quiet():
-        console.problems(problems)
-    return config
 
 
 def _warn_of_missing_secrets(config: Config) -> None:

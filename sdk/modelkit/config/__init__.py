@@ -6,6 +6,8 @@ from modelkit.config.loader import check_config, load_config, place_of
 from modelkit.config.models import (
     BuildConfig,
     CheckpointConfig,
+    CheckpointFileConfig,
+    CheckpointSourceConfig,
     ComputeConfig,
     ConceptConfig,
     Config,
@@ -20,6 +22,8 @@ from modelkit.config.models import (
 __all__ = [
     "BuildConfig",
     "CheckpointConfig",
+    "CheckpointFileConfig",
+    "CheckpointSourceConfig",
     "ComputeConfig",
     "ConceptConfig",
     "Config",

@@ -161,6 +161,10 @@ def _explain_pattern(entry: Entry, path: Path, context: Mapping[str, Any]) -> tu
         letters = "letters" if text.isascii() else "ASCII letters"
         cure = f"use {letters}, digits, '-', '_' and '.', starting and ending with a letter or digit"
         return f"cannot be '{_clip(text)}'", f"{cure}, such as '{slug}'" if slug else cure
+    if path[-1] == "url":
+        return "is no address of a file", "write it whole, such as https://example.com/model.safetensors"
+    if path[-1] == "sha256":
+        return "is no SHA-256", "write the 64 digits (0-9, a-f) that `sha256sum FILE` prints"
     # The text is not repeated: people paste the secret itself.
     letters = "letters" if text.isascii() else "ASCII letters"
     cure = f"such a name has {letters}, digits and '_', and does not start with a digit; it is never the secret itself"

@@ -23,9 +23,7 @@ def field_at(path: Path) -> FieldInfo | None:
     """Return the field that describes the value at a path; None inside `args`, or where no such key exists."""
     section: type[Section] | None = Config
     field: FieldInfo | None = None
-    for step in path:
-        if isinstance(step, int):
-            continue
+    for step in _keys_in(path):
         attribute = section.yaml_keys().get(step) if section is not None else None
         if section is None or attribute is None:
             return None
@@ -34,10 +32,23 @@ def field_at(path: Path) -> FieldInfo | None:
     return field
 
 
+def _keys_in(path: Path) -> tuple[str, ...]:
+    """Return the steps of a path that are keys of sections: no index in a list, no name that a user chose."""
+    keys = [step for step in path if isinstance(step, str)]
+    for at in _NAMED:
+        if tuple(keys[: len(at)]) == at:
+            del keys[len(at) : len(at) + 1]
+    return tuple(keys)
+
+
+# Sections that hold others by a name of the user's.
+_NAMED = (("checkpoints", "additional"),)
+
+
 def suggest_key(path: Path) -> str:
     """Return the cure for an unknown key: where it belongs, the nearest valid name, or the names there are."""
     *parent, name = path
-    here = tuple(step for step in parent if isinstance(step, str))
+    here = _keys_in(tuple(parent))
     homes = [section for section, keys in _sections().items() if name in keys and section != here]
     if homes:
         return f"'{name}' belongs {_describe(homes)}"
@@ -54,7 +65,7 @@ def suggest_key(path: Path) -> str:
 
 def nearest_key(path: Path) -> str | None:
     """Return the valid key most like an unknown one, in the same section."""
-    here = tuple(step for step in path[:-1] if isinstance(step, str))
+    here = _keys_in(path[:-1])
     return closest(str(path[-1]), _sections().get(here, ()))
 
 

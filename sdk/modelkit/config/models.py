@@ -5,6 +5,7 @@ in `rules`.
 """
 
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, model_validator
 
@@ -13,6 +14,8 @@ from modelkit.config.quantities import Cpu, Duration, Memory
 __all__ = [
     "BuildConfig",
     "CheckpointConfig",
+    "CheckpointFileConfig",
+    "CheckpointSourceConfig",
     "ComputeConfig",
     "ConceptConfig",
     "Config",
@@ -168,7 +171,7 @@ class EngineConfig(Section):
     lora_modules: dict[_Text, _Text] | None = Field(
         default=None,
         description="LoRA adapters: the name that a request gives as its model, and the adapter's folder, relative "
-        "to the model folder.",
+        "to the model folder, or the name of one of `checkpoints.additional`.",
         examples=[{"support": "adapters/support"}],
     )
     trust_remote_code: bool = Field(
@@ -259,10 +262,29 @@ class ComputeConfig(Section):
     )
 
 
-class CheckpointConfig(Section):
-    """Where the weights, the tokenizer and their config come from."""
+class CheckpointFileConfig(Section):
+    """One file of a checkpoint of type http."""
 
-    type: Literal["huggingface", "s3", "oci", "local"] = Field(
+    url: Annotated[StrictStr, Field(pattern=r"^https?://[^/?#\s]+/\S+$")] = Field(
+        description="Where the file is.", examples=["https://example.com/model.safetensors"]
+    )
+    sha256: Annotated[StrictStr, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="Its SHA-256, as `sha256sum` prints it: 64 digits."
+    )
+    path: _Text | None = Field(
+        default=None, description="Its name in the checkpoint's folder. Default: the last part of the URL."
+    )
+
+    @property
+    def name(self) -> str:
+        """What the file is called in the checkpoint's folder."""
+        return self.path or unquote(urlsplit(self.url).path.rpartition("/")[2])
+
+
+class CheckpointSourceConfig(Section):
+    """Where one checkpoint comes from."""
+
+    type: Literal["huggingface", "s3", "oci", "local", "http"] = Field(
         description="Kind of place the checkpoint is in."
     )
     repo_id: _Text | None = Field(
@@ -275,13 +297,12 @@ class CheckpointConfig(Section):
         description="local: a folder, relative to the model folder. s3: s3://bucket/prefix.",
         examples=["checkpoint"],
     )
+    files: Annotated[tuple[CheckpointFileConfig, ...], Field(strict=False)] = Field(
+        default=(), description="http: the files, each with `url`, `sha256` and, where it differs, `path`."
+    )
     revision: _Text | None = Field(
         default=None,
         description="Branch, tag or commit. It is pinned to a commit in modelkit.lock. Default: main.",
-    )
-    when: Literal["runtime", "build", "upload"] = Field(
-        default="runtime",
-        description="When the files are fetched: as a replica starts, into the image as it is built, or at upload.",
     )
     token_env: _EnvVar | None = Field(
         default=None,
@@ -290,11 +311,34 @@ class CheckpointConfig(Section):
     )
     allowed_file_patterns: _Texts = Field(
         default=(),
-        description="Fetch only files that match one of these. Empty: all files.",
+        description="Fetch only files that match one of these. Empty: all files, without older formats of weights "
+        "that are there as safetensors too.",
         examples=[["*.safetensors"]],
     )
     ignored_file_patterns: _Texts = Field(
         default=(), description="Leave out files that match one of these.", examples=[["original/*", "*.pth"]]
+    )
+    allow_pickle: _Texts = Field(
+        default=(),
+        description="Pickle files (.bin, .pt, .pth, .ckpt, .pkl) to take all the same, by name: loading one can run any "
+        "code. They are scanned.",
+        examples=[["pytorch_model.bin"]],
+    )
+
+
+class CheckpointConfig(CheckpointSourceConfig):
+    """Where the weights, the tokenizer and their config come from."""
+
+    when: Literal["runtime", "build", "upload"] = Field(
+        default="runtime",
+        description="When the files are fetched: as a replica starts, into the image as it is built, or at upload.",
+    )
+    additional: dict[_Text, CheckpointSourceConfig] = Field(
+        default_factory=dict,
+        description="Further checkpoints by name, each with the keys of this section but `when` and `additional`: LoRA "
+        "adapters, a draft model. `engine.lora_modules` and `engine.speculative.model` may name them, and model.py "
+        "finds them in `self.context.checkpoint_dirs`.",
+        examples=[{"support": {"type": "huggingface", "repo_id": "org/support-lora"}}],
     )
 
 

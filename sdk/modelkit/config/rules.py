@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from modelkit.config.models import CheckpointConfig, Config, EngineConfig
+from modelkit.config.models import CheckpointSourceConfig, Config, EngineConfig
 from modelkit.config.tree import Path as TreePath
+from modelkit.config.tree import format_path
+from modelkit.errors import closest
 
 __all__ = ["RULES", "Finding", "Subject"]
 
@@ -17,13 +19,15 @@ __all__ = ["RULES", "Finding", "Subject"]
 INSTALLED_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
 ACCELERATOR_ENGINES = INSTALLED_ENGINES | {"tgi"}
 WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
-FETCHED_CHECKPOINTS = frozenset({"huggingface", "local"})
+FETCHED_CHECKPOINTS = frozenset({"huggingface", "s3", "http", "local"})
 
 # Options of the engines' servers that take a secret.
 _SECRET_ARGS = frozenset({"api_key", "hf_token", "password"})
 
 # What the tokens of Hugging Face, OpenAI and the like look like; such a text is never the name of a variable.
 _TOKEN = re.compile(r"(hf|sk|gsk|key)_[A-Za-z0-9]{16,}")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*[0-9A-Za-z.]*(\+[0-9A-Za-z.]+)?")
 
@@ -244,14 +248,19 @@ def key_is_named(subject: Subject) -> Iterator[Finding]:
 
 
 def adapters_are_there(subject: Subject) -> Iterator[Finding]:
-    """The folder of a LoRA adapter is in the model folder."""
-    engine = subject.config.engine
+    """A LoRA adapter is a folder in the model folder, or one of the checkpoints."""
+    engine, checkpoints = subject.config.engine, subject.config.checkpoints
+    named = checkpoints.additional if checkpoints is not None else {}
     for name, path in (engine.lora_modules or {}).items() if engine is not None else ():
-        if not _is_dir(subject.model_dir / path):
+        if path not in named and not _is_dir(subject.model_dir / path):
+            guess = closest(path, list(named))
             yield Finding(
                 ("engine", "lora_modules", name),
-                f"there is no folder '{path}' yet",
-                "put the adapter there before serving; the path is relative to the model folder",
+                f"there is no folder '{path}' yet, and no checkpoint of that name",
+                f"did you mean the checkpoint '{guess}'?"
+                if guess
+                else "put the adapter there before serving; the path is relative to the model folder",
+                (("checkpoints", "additional"),),
                 severity="warning",
             )
 
@@ -279,72 +288,110 @@ def engine_has_weights(subject: Subject) -> Iterator[Finding]:
     )
 
 
-def checkpoint_is_located(subject: Subject) -> Iterator[Finding]:
-    """`repo_id` or `path`, whichever the type asks for, and not the other one."""
+def _checkpoints(subject: Subject) -> Iterator[tuple[TreePath, CheckpointSourceConfig]]:
+    """Yield every checkpoint with the path of its section, the one of `checkpoints` itself first."""
     checkpoints = subject.config.checkpoints
-    if checkpoints is None:
-        return
-    needed, other = _location_keys(checkpoints)
-    if getattr(checkpoints, needed) is None:
-        example = _LOCATION_EXAMPLES[checkpoints.type]
-        message = f"a checkpoint of type {checkpoints.type} needs '{needed}'"
-        yield Finding(
-            ("checkpoints", "type"), message, f"add '{needed}: {example}'", (("checkpoints", needed),)
-        )
-    if getattr(checkpoints, other) is not None:
-        message = f"checkpoints.{other} has no meaning for the type {checkpoints.type}"
-        cure = f"remove it; where the checkpoint is goes into '{needed}'"
-        yield Finding(("checkpoints", other), message, cure, (("checkpoints", "type"),))
+    if checkpoints is not None:
+        yield ("checkpoints",), checkpoints
+        for name, each in checkpoints.additional.items():
+            yield ("checkpoints", "additional", name), each
 
 
-_LOCATION_EXAMPLES = {
-    "huggingface": "org/name",
-    "oci": "registry.example.com/models/name",
-    "local": "checkpoint",
-    "s3": "s3://bucket/prefix",
+def checkpoint_is_located(subject: Subject) -> Iterator[Finding]:
+    """The key that says where a checkpoint of its type is, and no other one."""
+    for at, checkpoint in _checkpoints(subject):
+        needed, example = _LOCATIONS[checkpoint.type]
+        if not getattr(checkpoint, needed):
+            message = f"a checkpoint of type {checkpoint.type} needs '{needed}'"
+            yield Finding((*at, "type"), message, f"add '{needed}: {example}'", ((*at, needed),))
+        for other in ("repo_id", "path", "files"):
+            if other != needed and getattr(checkpoint, other):
+                message = f"{format_path((*at, other))} has no meaning for the type {checkpoint.type}"
+                cure = f"remove it; where the checkpoint is goes into '{needed}'"
+                yield Finding((*at, other), message, cure, ((*at, "type"),))
+
+
+# Type -> the key that says where it is, and what to write there.
+_LOCATIONS = {
+    "huggingface": ("repo_id", "org/name"),
+    "oci": ("repo_id", "registry.example.com/models/name"),
+    "local": ("path", "checkpoint"),
+    "s3": ("path", "s3://bucket/prefix"),
+    "http": ("files", "[{url: https://example.com/model.safetensors, sha256: ...}]"),
 }
-
-
-def _location_keys(checkpoints: CheckpointConfig) -> tuple[str, str]:
-    """Return the key that says where a checkpoint is, and the one that does not."""
-    return ("repo_id", "path") if checkpoints.type in {"huggingface", "oci"} else ("path", "repo_id")
 
 
 def checkpoint_can_be_fetched(subject: Subject) -> Iterator[Finding]:
     """The type is one that this release has; the others are planned, so folders may name them already."""
-    checkpoints = subject.config.checkpoints
-    if checkpoints is not None and checkpoints.type not in FETCHED_CHECKPOINTS:
-        yield Finding(
-            ("checkpoints", "type"),
-            f"this release cannot fetch a checkpoint of type {checkpoints.type}: `modelkit serve` will refuse it",
-            "fetch it yourself and write 'type: local' with its folder as 'path', or take it from huggingface",
-            severity="warning",
-        )
+    for at, checkpoint in _checkpoints(subject):
+        if checkpoint.type not in FETCHED_CHECKPOINTS:
+            yield Finding(
+                (*at, "type"),
+                f"this release cannot fetch a checkpoint of type {checkpoint.type}: `modelkit serve` will refuse it",
+                "fetch it yourself and write 'type: local' with its folder as 'path', or take it from huggingface",
+                severity="warning",
+            )
 
 
 def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
     """The location looks like what its type stands for, and a local folder is there."""
-    checkpoints = subject.config.checkpoints
-    if checkpoints is None:
-        return
-    about_type = (("checkpoints", "type"),)
-    repo_id, path = checkpoints.repo_id, checkpoints.path
+    for at, checkpoint in _checkpoints(subject):
+        yield from _location_problems(at, checkpoint, subject.model_dir)
+
+
+def _location_problems(
+    at: TreePath, checkpoint: CheckpointSourceConfig, model_dir: Path
+) -> Iterator[Finding]:
+    about_type = ((*at, "type"),)
+    repo_id, path = checkpoint.repo_id, checkpoint.path
     if (
-        checkpoints.type == "huggingface"
+        checkpoint.type == "huggingface"
         and repo_id
         and not re.fullmatch(r"[^\W_][\w.-]*(/[\w.-]+)?", repo_id, re.ASCII)
     ):
         cure = "write it as on the Hub: org/name; for a folder use 'type: local' and 'path'"
-        yield Finding(("checkpoints", "repo_id"), f"'{repo_id}' is no repository id", cure, about_type)
-    if checkpoints.type == "s3" and path and not re.match(r"s3://[^/]", path):
-        yield Finding(
-            ("checkpoints", "path"), f"'{path}' is no S3 address", "write s3://bucket/prefix", about_type
-        )
-    if checkpoints.type == "local" and path and not _is_dir(subject.model_dir / path):
+        yield Finding((*at, "repo_id"), f"'{repo_id}' is no repository id", cure, about_type)
+    if checkpoint.type == "s3" and path and not re.match(r"s3://[^/]", path):
+        yield Finding((*at, "path"), f"'{path}' is no S3 address", "write s3://bucket/prefix", about_type)
+    if checkpoint.type == "local" and path and not _is_dir(model_dir / path):
         cure = "put the files there before serving; the path is relative to the model folder"
-        yield Finding(
-            ("checkpoints", "path"), f"there is no folder '{path}' yet", cure, about_type, "warning"
-        )
+        yield Finding((*at, "path"), f"there is no folder '{path}' yet", cure, about_type, "warning")
+
+
+def files_are_distinct(subject: Subject) -> Iterator[Finding]:
+    """Each file of an http checkpoint has a name of its own, inside the checkpoint's folder, and no secret in its URL."""
+    for at, checkpoint in _checkpoints(subject):
+        seen = set[str]()
+        for index, file in enumerate(checkpoint.files):
+            here: TreePath = (*at, "files", index)
+            if not file.name or {"", ".", ".."} & set(file.name.split("/")):
+                key = "path" if file.path else "url"
+                cure = "write 'path' as a relative path, such as model.safetensors"
+                yield Finding((*here, key), f"'{file.name}' is no name of a file", cure)
+            elif file.name in seen:
+                message = f"two files would be called '{file.name}'"
+                yield Finding(here, message, "give one of them another 'path'")
+            seen.add(file.name)
+            parts = urlsplit(file.url)
+            if parts.username is not None or parts.password is not None or _names_a_secret(parts.query):
+                yield Finding(
+                    (*here, "url"),
+                    "a secret does not belong in a URL: it would be shipped with the model",
+                    "name a variable that holds the token with 'token_env'",
+                )
+
+
+def checkpoints_are_named(subject: Subject) -> Iterator[Finding]:
+    """The names of additional checkpoints are plain, and none is that of the one that `checkpoints` itself describes."""
+    checkpoints = subject.config.checkpoints
+    for name in checkpoints.additional if checkpoints is not None else ():
+        at: TreePath = ("checkpoints", "additional", name)
+        if name == "default":
+            message = "'default' is the name of the checkpoint that 'checkpoints' itself describes"
+            yield Finding(at, message, "choose another name")
+        elif not _NAME.fullmatch(name):
+            message = f"'{name}' is no name of a checkpoint"
+            yield Finding(at, message, "use letters, digits, '-', '_' and '.', at most 64 of them")
 
 
 def _is_dir(path: Path) -> bool:
@@ -356,13 +403,14 @@ def _is_dir(path: Path) -> bool:
 
 def token_is_named(subject: Subject) -> Iterator[Finding]:
     """`token_env` holds a variable's name; people paste the token."""
-    checkpoints = subject.config.checkpoints
-    if checkpoints is not None and checkpoints.token_env and _TOKEN.fullmatch(checkpoints.token_env):
-        yield Finding(
-            ("checkpoints", "token_env"),
-            "checkpoints.token_env is the name of an environment variable, and this looks like a token itself",
-            "export it as HF_TOKEN and write 'token_env: HF_TOKEN' here; revoke a token that was shared",
-        )
+    for at, checkpoint in _checkpoints(subject):
+        if checkpoint.token_env and _TOKEN.fullmatch(checkpoint.token_env):
+            yield Finding(
+                (*at, "token_env"),
+                f"{format_path((*at, 'token_env'))} is the name of an environment variable, and this looks like a "
+                "token itself",
+                "export it as HF_TOKEN and write 'token_env: HF_TOKEN' here; revoke a token that was shared",
+            )
 
 
 def replicas_are_ordered(subject: Subject) -> Iterator[Finding]:
@@ -441,6 +489,8 @@ RULES: tuple[Rule, ...] = (
     checkpoint_is_located,
     checkpoint_can_be_fetched,
     checkpoint_location_is_well_formed,
+    files_are_distinct,
+    checkpoints_are_named,
     token_is_named,
     replicas_are_ordered,
     scaling_to_zero_can_happen,

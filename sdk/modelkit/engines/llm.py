@@ -103,9 +103,16 @@ class LLM(Model):
             changes["tensor_parallel_size"] = self.config.compute.num_accelerators
         if config.lora_modules:
             changes["lora_modules"] = {
-                name: str((self.model_dir / path).resolve()) for name, path in config.lora_modules.items()
+                name: self._weights_dir(where) for name, where in config.lora_modules.items()
             }
+        draft = (config.speculative or {}).get("model")
+        if draft in self.context.checkpoint_dirs:
+            changes["speculative"] = {**(config.speculative or {}), "model": self._weights_dir(str(draft))}
         return config.model_copy(update=changes)
+
+    def _weights_dir(self, where: str) -> str:
+        """Return the folder of a checkpoint of config.yaml by its name, or a folder relative to the model's."""
+        return str(self.context.checkpoint_dirs.get(where) or (self.model_dir / where).resolve())
 
     @property
     def unready_reason(self) -> str:

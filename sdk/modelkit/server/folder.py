@@ -1,9 +1,9 @@
 """From a model folder on disk to a Model that is ready to be loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from modelkit.checkpoints import resolve
+from modelkit.checkpoints.resolve import prepare
 from modelkit.config import Config
 from modelkit.errors import LoadError
 from modelkit.model import Model, ModelContext, import_checked_class
@@ -12,18 +12,20 @@ __all__ = ["open_model"]
 
 
 def open_model(
-    model_dir: Path, config: Config, report_progress: Callable[[str], None] = lambda _: None
+    model_dir: Path,
+    config: Config,
+    report_progress: Callable[[str], None] = lambda _: None,
+    prepare_checkpoints: Callable[[], Mapping[str, Path]] | None = None,
 ) -> Model:
-    """Import model.py, find its checkpoint on disk (fetching it where it is not), and make the Model.
+    """Import model.py, find its checkpoints on disk (fetching them where they are not), and make the Model.
 
-    Raises ConfigError with every problem of model.py, before anything is fetched; LoadError for the checkpoint.
-    `report_progress` hears what the model's `load` is doing.
+    Raises ConfigError with every problem of model.py, before anything is fetched; LoadError for the checkpoints.
+    `report_progress` hears what the model's `load` is doing. `prepare_checkpoints` returns the checkpoints' folders by
+    name, where that is not to be done in silence and as the environment says.
     """
     model_class = import_checked_class(model_dir)
     report_progress("finding the checkpoint")
-    checkpoint_dirs: dict[str, Path] = {}
-    if config.checkpoints is not None:
-        checkpoint_dirs["default"] = resolve(config.checkpoints, model_dir)
+    checkpoint_dirs = prepare(config, model_dir) if prepare_checkpoints is None else prepare_checkpoints()
     try:
         model = model_class()
     except Exception as error:  # author's code may raise anything

@@ -1,99 +1,77 @@
-"""A Hugging Face Hub on loopback: as much of its HTTP API as fetching a snapshot takes."""
+"""A hub on loopback, model folders to fetch for, and the command line in a process of its own."""
 
-import hashlib
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from hub_server import HubServer
+from modelkit.checkpoints.cache import Cache
 
-
-class Hub:
-    """One repository, `org/tiny`, at one commit; `org/gated` needs the token "secret". Records every request."""
-
-    def __init__(self) -> None:
-        self.files = {
-            "config.json": b"{}",
-            "model.safetensors": b"weights" * 1000,
-            "pytorch_model.bin": b"the same weights, in an older format",
-            "original/consolidated.pth": b"and once more",
-        }
-        self.requests: list[str] = []
-        self.broken: set[str] = set()
-        self.url = ""
-
-    commit = COMMIT
-
-    def answer(self, method: str, path: str, token: str) -> tuple[int, dict[str, str], bytes]:
-        self.requests.append(f"{method} {path}")
-        if "/gated" in path and token != "Bearer secret":
-            return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, b"{}"
-        if not ("/tiny" in path or "/gated" in path):
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        return self._describe(path) if "/api/models/" in path else self._send_file(path)
-
-    def _describe(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        revision = path.rpartition("/revision/")[2].partition("?")[0] if "/revision/" in path else "main"
-        if revision not in {"main", COMMIT}:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        if "/tree/" in path:
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in self.files.items()
-            ]
-            return 200, {"Content-Type": "application/json"}, json.dumps(entries).encode()
-        siblings = [{"rfilename": name} for name in self.files]
-        body = {"id": "org/tiny", "modelId": "org/tiny", "sha": COMMIT, "siblings": siblings, "tags": []}
-        return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
-
-    def _send_file(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        name = path.partition(f"/resolve/{COMMIT}/")[2]
-        if name in self.broken:
-            return 400, {}, b""  # not 500, which the library asks for again and again
-        if name not in self.files:
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        content = self.files[name]
-        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}, content
-
-    @contextmanager
-    def serving(self) -> Iterator["Hub"]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def _respond(self) -> None:
-                status, headers, body = hub.answer(
-                    self.command, self.path, self.headers.get("Authorization", "")
-                )
-                self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            do_GET = do_HEAD = _respond  # noqa: N815 - the library looks these names up
-
-            def log_message(self, *_args) -> None: ...
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+WEIGHTS = bytes(range(256)) * 400  # 102,400 bytes
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub().serving() as hub:
+def hub():
+    hub = HubServer()
+    hub.add_repo(
+        "org/tiny",
+        {
+            "config.json": b"{}",
+            "model.safetensors": WEIGHTS,
+            "pytorch_model.bin": b"the same weights, in an older format",
+            "original/consolidated.pth": b"and once more",
+            "sub/empty.txt": b"",
+        },
+    )
+    with hub.serving():
         yield hub
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def write_folder(tmp_path):
+    """Write a model folder with these keys of `checkpoints`, and return it."""
+
+    def write(checkpoints: str, name: str = "model") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(
+            f"model: {{id: m}}\nengine: {{name: echo}}\ncheckpoints: {{{checkpoints}}}\n"
+        )
+        (folder / "model.py").write_text("from modelkit import LLM\n\n\nclass M(LLM): ...\n")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def modelkit(hub, tmp_path):
+    """Run the command line against the hub; the Hub's library reads its settings as it is imported."""
+
+    def run(*arguments, environment=None, check=True):
+        settings = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "MODELKIT_CACHE_DIR": str(tmp_path / "cache"),
+        }
+        result = subprocess.run(
+            [sys.executable, "-m", "modelkit", *map(str, arguments)],
+            env=os.environ | settings | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert not check or result.returncode == 0, result.stderr
+        return result
+
+    return run

@@ -180,3 +180,59 @@ def test_color_is_for_terminals_that_want_it(monkeypatch, environment, colored):
         monkeypatch.setenv(name, value)
     assert console.has_color(Terminal()) is colored
     assert not console.has_color(io.StringIO())
+
+
+def transfer():
+    with console.transfer("fetching") as progress:
+        progress.begin(2, 3_000_000)
+        progress.started("a", 2_000_000, 500_000)
+        progress.advanced("a", 1_500_000)
+        progress.finished("a")
+        progress.started("b", 1_000_000)
+        progress.advanced("b", 1_000_000)
+        progress.finished("b")
+
+
+def test_a_transfer_is_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("modelkit.cli.transfer.LINE_INTERVAL_S", 0)
+    transfer()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "fetching: 2 files, 3.0 MB"
+    assert lines[1] == "  a goes on at 500.0 kB of 2.0 MB"
+    assert lines[2].startswith("  1.5 MB of 3.0 MB, ")
+    assert lines[2].endswith(" s left")
+    assert lines[-1].startswith("✓ fetching: 2 files, 2.5 MB in ")
+
+
+def test_a_transfer_is_bars_on_a_terminal_in_place_of_a_spinner(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.status("importing"):
+        transfer()
+    printed = terminal.getvalue()
+    assert "importing" in printed
+    assert "3.0/3.0 MB" in printed or "/3.0 MB" in printed
+    assert "fetching: 2 files, 2.5 MB in" in printed
+
+
+def test_a_transfer_of_nothing_prints_nothing(capsys):
+    with console.transfer("fetching"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_transfer_that_fails_claims_no_success(capsys):
+    transferring = console.transfer("fetching")
+    progress = transferring.__enter__()
+    progress.begin(1, 10)
+    progress.started("a", 10)
+    progress.finished("a")
+    assert not transferring.__exit__(RuntimeError, RuntimeError(), None)
+    assert "✓" not in capsys.readouterr().err
+
+
+def test_a_transfer_is_quiet_where_that_was_asked_for(capsys):
+    console.configure(quiet=True)
+    transfer()
+    assert capsys.readouterr().err == ""

@@ -108,7 +108,7 @@ def test_what_does_not_fit_together_is_found(tmp_path, text, severity, message):
     [
         ("type: huggingface, repo_id: org/name", []),
         ("type: local, path: .", []),
-        ("type: s3, path: s3://bucket/prefix, when: build", ["s3"]),
+        ("type: s3, path: s3://bucket/prefix, when: build", []),
         ("type: oci, repo_id: registry.example.com/models/x", ["oci"]),
     ],
 )
@@ -131,6 +131,53 @@ def test_a_checkpoint_that_serve_would_refuse_is_warned_of(tmp_path, place, mess
 def test_where_it_is_has_to_be_right_all_the_same(tmp_path, place, message):
     found = problems_of(tmp_path, ID + "checkpoints: {" + place + "}")
     assert ("error", message) in [(severity, text) for severity, _, text in found]
+
+
+FILE = "{url: https://x.org/a.bin, sha256: SUM}"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("type: http", "a checkpoint of type http needs 'files'"),
+        ("type: http, path: x, files: [FILE]", "checkpoints.path has no meaning for the type http"),
+        ("type: local, path: ., files: [FILE]", "checkpoints.files has no meaning for the type local"),
+        ("type: http, files: [FILE, FILE]", "two files would be called 'a.bin'"),
+        ("type: http, files: [{url: https://x.org/, sha256: SUM}]", "is no address of a file"),
+        ("type: http, files: [{url: https://x.org/a/, sha256: SUM}]", "'' is no name of a file"),
+        (
+            "type: http, files: [{url: https://x.org/a, sha256: SUM, path: ../a}]",
+            "'../a' is no name of a file",
+        ),
+        ("type: http, files: [{url: https://x.org/a, sha256: abc}]", "is no SHA-256"),
+        ("type: http, files: [{url: 'https://x.org/a?token=1', sha256: SUM}]", "does not belong in a URL"),
+        ("type: local, path: ., additional: {default: {type: local, path: .}}", "'default' is the name of"),
+        (
+            "type: local, path: ., additional: {a/b: {type: local, path: .}}",
+            "'a/b' is no name of a checkpoint",
+        ),
+        ("type: local, path: ., additional: {a: {type: s3}}", "a checkpoint of type s3 needs 'path'"),
+        ("type: local, path: ., additional: {a: {type: local, path: ., wen: build}}", "unknown key 'wen'"),
+        (
+            "type: local, path: ., additional: {a: {type: local, path: ., repo_id: x}}",
+            "additional.a.repo_id has no",
+        ),
+    ],
+)
+def test_files_and_further_checkpoints_have_rules_too(tmp_path, place, message):
+    text = place.replace("FILE", FILE).replace("SUM", "a" * 64)
+    found = problems_of(tmp_path, ID + "checkpoints: {" + text + "}")
+    assert [text for severity, _, text in found if severity == "error" and message in text]
+
+
+def test_an_adapter_may_be_a_checkpoint_and_the_nearest_name_is_suggested(tmp_path):
+    text = ID + (
+        "compute: {num_accelerators: 1}\n"
+        "checkpoints: {type: local, path: ., additional: {support: {type: local, path: .}}}\n"
+        "engine: {name: vllm, lora_modules: {a: NAME}}\n"
+    )
+    assert problems_of(tmp_path, text.replace("NAME", "support")) == []
+    assert [found[0] for found in problems_of(tmp_path, text.replace("NAME", "suport"))] == ["warning"]
 
 
 def test_the_rule_about_fetching_knows_every_source():

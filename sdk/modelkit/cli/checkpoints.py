@@ -1,0 +1,64 @@
+"""What the verbs that need weights have in common: the folder's config, and its checkpoints made ready in view."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelkit.cli import console
+from modelkit.config import Config, check_config
+from modelkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from modelkit.checkpoints.resolve import Terms
+
+__all__ = ["load_folder", "prepare_checkpoints", "terms_in_view"]
+
+
+def load_folder(path: Path, environment: str | None, overrides: Sequence[str]) -> Config:
+    """Return the config of a folder, and show what is doubtful in it. Raises ConfigError with every mistake."""
+    config, problems = check_config(path, environment=environment, overrides=overrides)
+    if config is None:
+        raise ConfigError(problems)
+    if not console.is_quiet():
+        console.problems(problems)
+    return config
+
+
+@contextmanager
+def terms_in_view(
+    title: str = "fetching", *, offline: bool = False, writes_lock: bool = True
+) -> "Iterator[Terms]":
+    """Return terms whose progress and notes are shown."""
+    from modelkit.checkpoints.resolve import Terms, is_offline
+
+    offline = offline or is_offline()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # an engine, and what model.py imports, keep the promise too
+    with console.transfer(title) as progress:
+        yield Terms(
+            offline=offline,
+            progress=progress,
+            on_note=console.info,
+            on_warning=console.warning,
+            writes_lock=writes_lock,
+        )
+
+
+def prepare_checkpoints(
+    config: Config, model_dir: Path, *, offline: bool = False, writes_lock: bool = True, hold: bool = False
+) -> dict[str, Path]:
+    """Return the folder of every checkpoint by its name, fetching in view what is not there.
+
+    With `hold` nobody can prune them from the cache while this process lives.
+    """
+    if config.checkpoints is None:
+        return {}
+    from modelkit.checkpoints.resolve import prepare
+
+    with terms_in_view(offline=offline, writes_lock=writes_lock) as terms:
+        folders = prepare(config, model_dir, terms)
+    for folder in folders.values() if hold else ():
+        terms.cache.hold(folder)
+    return folders
