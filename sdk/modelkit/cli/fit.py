@@ -131,7 +131,13 @@ def _model(config: "Config | None", model_dir: Path) -> "Model":
             f"{config.model.id} has no checkpoint that an engine loads, so there is nothing to count",
             cure="add 'engine' and 'checkpoints' to config.yaml, or give a checkpoint's folder",
         )
-    return read_model(open_checkpoint(config.checkpoints, model_dir))
+    from modelkit.checkpoints.resolve import is_offline
+
+    with (
+        console.status("reading the headers of the weights"),
+        open_checkpoint(config, model_dir, offline=is_offline()) as reader,
+    ):
+        return read_model(reader)
 
 
 def _settings(config: "Config | None", engine: str | None) -> "Settings":

@@ -114,7 +114,7 @@ def command(
         return prepare_checkpoints(config, path, offline=offline, writes_lock=is_own_config, hold=True)
 
     if not skip_fit:
-        _check_fit(config, path)
+        _check_fit(config, path, offline=offline)
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
         from modelkit.server.folder import open_model
@@ -170,13 +170,15 @@ def _switch_engine(config: Config, name: str) -> Config:
     return config
 
 
-def _check_fit(config: Config, model_dir: Path) -> None:
-    """Refuse a model that cannot fit here, before its engine tries for minutes; warn of one that may not."""
+def _check_fit(config: Config, model_dir: Path, *, offline: bool) -> None:
+    """Refuse a model that cannot fit here, before it is fetched and its engine tries for minutes; warn of a doubtful one."""
     if config.engine is None or config.checkpoints is None or config.engine.name in {"openai", "echo"}:
         return
+    from modelkit.checkpoints.resolve import is_offline
     from modelkit.fit import check_fit, this_machine
 
-    finding = check_fit(config, model_dir, this_machine())
+    with console.status("checking that the model fits"):
+        finding = check_fit(config, model_dir, this_machine(), offline=offline or is_offline())
     if finding is None:
         return
     cure = f"{finding.cure}; --skip-fit starts it all the same"

@@ -12,13 +12,12 @@ from modelkit.fit.hardware import Device, device_by_name, device_of_compute, dev
 from modelkit.fit.headers import (
     CheckpointReader,
     LocalReader,
-    RangeSource,
     SourceReader,
     Tensor,
     read_tensors,
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
-from modelkit.fit.places import checkpoint_on_disk, open_checkpoint
+from modelkit.fit.places import open_checkpoint
 from modelkit.fit.report import as_json, engine_title, gib, rows, spelled
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
 
@@ -31,14 +30,12 @@ __all__ = [
     "Finding",
     "LocalReader",
     "Model",
-    "RangeSource",
     "Settings",
     "SourceReader",
     "Suggestion",
     "Tensor",
     "as_json",
     "check_fit",
-    "checkpoint_on_disk",
     "device_by_name",
     "device_of_compute",
     "device_of_size",

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from modelkit.config import Config
-from modelkit.errors import LoadError
+from modelkit.errors import LoadError, UsageError
 from modelkit.fit.budget import Estimate, Model, estimate
 from modelkit.fit.checkpoint import read_model
 from modelkit.fit.hardware import Device
-from modelkit.fit.headers import LocalReader
 from modelkit.fit.limits import suggestions
-from modelkit.fit.places import checkpoint_on_disk
+from modelkit.fit.places import open_checkpoint
 from modelkit.fit.report import engine_title, gib, spelled
 from modelkit.fit.settings import Settings, settings_of
 
@@ -35,22 +34,21 @@ class Finding:
     keys: tuple[tuple[str, ...], ...]
 
 
-def check_fit(config: Config, model_dir: Path, device: Device) -> Finding | None:
+def check_fit(config: Config, model_dir: Path, device: Device, *, offline: bool = True) -> Finding | None:
     """Return why the model of a folder does not fit on a device; None where it does, or where that cannot be told.
 
-    Only what is on this machine is read. A checkpoint that is damaged or not there is not this check's to report.
+    Unless `offline`, the headers of a checkpoint that is not on this machine are read at its source. One that is damaged,
+    or cannot be had, is not this check's to report.
     """
     if config.engine is None or config.checkpoints is None:
         return None
     settings = settings_of(config.engine, config.compute.num_accelerators)
     if settings is None or (device.is_cpu and settings.engine not in {"vllm", "transformers"}):
         return None
-    folder = checkpoint_on_disk(config.checkpoints, model_dir)
-    if folder is None:
-        return None
     try:
-        return _finding(read_model(LocalReader(folder)), settings, device)
-    except LoadError:
+        with open_checkpoint(config, model_dir, offline=offline) as reader:
+            return _finding(read_model(reader), settings, device)
+    except (LoadError, UsageError):
         return None
 
 

@@ -6,20 +6,19 @@ so nothing else of it is fetched.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
+from modelkit.checkpoints.base import CheckpointSource, SourceFile
 from modelkit.errors import LoadError
 
 __all__ = [
     "CheckpointReader",
     "LocalReader",
-    "RangeSource",
     "SourceReader",
     "Tensor",
     "pickle_bytes",
@@ -102,51 +101,14 @@ class LocalReader:
             raise _unreadable(path, error) from error
 
 
-class RemoteFile(Protocol):
-    """A file as a source of checkpoints lists it."""
-
-    @property
-    def path(self) -> str:
-        """Its name, with slashes."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """Its size."""
-        ...
-
-
-class RemoteListing(Protocol):
-    """Every file of a checkpoint."""
-
-    @property
-    def files(self) -> Sequence[Any]:
-        """The files, each a RemoteFile."""
-        ...
-
-
-class RangeSource(Protocol):
-    """What a source of checkpoints can do, as far as it is needed here; those of modelkit.checkpoints fit."""
-
-    def list_files(self) -> RemoteListing:
-        """Return every file there is."""
-        ...
-
-    def open(
-        self, file: Any, start: int = 0, stop: int | None = None
-    ) -> AbstractContextManager[Iterator[bytes]]:
-        """Return the bytes from `start` up to `stop`, in blocks."""
-        ...
-
-
 class SourceReader:
     """A checkpoint in a remote place, of which only ranges are read. The listing is asked for once."""
 
-    def __init__(self, source: RangeSource) -> None:
+    def __init__(self, source: CheckpointSource) -> None:
         self._source = source
 
     @cached_property
-    def _files(self) -> dict[str, RemoteFile]:
+    def _files(self) -> dict[str, SourceFile]:
         return {file.path: file for file in self._source.list_files().files}
 
     def paths(self) -> Sequence[str]:
@@ -162,7 +124,7 @@ class SourceReader:
         with self._source.open(self._file(path), start, min(stop, self.size_bytes(path))) as blocks:
             return b"".join(blocks)
 
-    def _file(self, path: str) -> RemoteFile:
+    def _file(self, path: str) -> SourceFile:
         try:
             return self._files[path]
         except KeyError:

@@ -1,41 +1,37 @@
-"""Where a model folder's checkpoint is."""
+"""Where the files of a model's checkpoint can be read: on this machine, or a few ranges of them at their source."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from modelkit.config import CheckpointConfig
+from modelkit.checkpoints import open_source
+from modelkit.checkpoints.lock import DEFAULT_NAME, Lock
+from modelkit.checkpoints.resolve import find_checkpoint
+from modelkit.config import Config
 from modelkit.errors import LoadError
-from modelkit.fit.headers import CheckpointReader, LocalReader
+from modelkit.fit.headers import CheckpointReader, LocalReader, SourceReader
 
-__all__ = ["checkpoint_on_disk", "open_checkpoint"]
+__all__ = ["open_checkpoint"]
 
 
-def open_checkpoint(config: CheckpointConfig, model_dir: Path) -> CheckpointReader:
-    """Return the files of a checkpoint. Raises LoadError where it is not on this machine."""
-    folder = checkpoint_on_disk(config, model_dir)
-    if folder is None:
+@contextmanager
+def open_checkpoint(config: Config, model_dir: Path, *, offline: bool) -> Iterator[CheckpointReader]:
+    """Open the files of a model's checkpoint, at the commit that modelkit.lock pins where there is one.
+
+    Raises LoadError where they are neither here nor, unless `offline`, at their source.
+    """
+    assert config.checkpoints is not None
+    folder = find_checkpoint(config, model_dir)
+    if folder is not None:
+        yield LocalReader(folder)
+        return
+    if offline:
+        where = config.checkpoints.repo_id or config.checkpoints.path or config.checkpoints.type
         raise LoadError(
-            f"the checkpoint {config.repo_id or config.path} is not on this machine, so its config.json cannot be read",
-            cure="fetch it first (`modelkit serve` does), or give the folder of a copy: modelkit fit FOLDER",
+            f"the checkpoint {where} is not on this machine, so its config.json cannot be read",
+            cure="`modelkit fetch` it first, or let it be read over the network: without --offline and HF_HUB_OFFLINE",
         )
-    return LocalReader(folder)
-
-
-def checkpoint_on_disk(config: CheckpointConfig, model_dir: Path) -> Path | None:
-    """Return the folder with the checkpoint's config.json, without the network; None where it is not here yet."""
-    if config.type == "local":
-        folder = model_dir / Path(config.path or "").expanduser()
-        return folder if (folder / "config.json").is_file() else None
-    if config.type == "huggingface" and config.repo_id:
-        return _in_hub_cache(config.repo_id, config.revision)
-    return None
-
-
-def _in_hub_cache(repo_id: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(repo_id, "config.json", revision=revision)
-    except HFValidationError:  # which is another check's to say
-        return None
-    return Path(found).parent if isinstance(found, str) else None
+    lock = Lock.read(model_dir)
+    pinned = lock.checkpoints.get(DEFAULT_NAME) if lock is not None else None
+    with open_source(config.checkpoints, model_dir, pinned.commit if pinned else None) as source:
+        yield SourceReader(source)

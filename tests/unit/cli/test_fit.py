@@ -97,7 +97,7 @@ def test_tensor_parallelism_and_other_engines(folder, capsys):
         (["checkpoint", "--set", "engine.name=vllm"], 2, "is a checkpoint, not a model folder"),
         (["--engine", "vlm"], 2, "there is no engine 'vlm'"),
         (["checkpoint", "--engine", "vlm"], 2, "is no engine that loads weights here"),
-        (["--set", "checkpoints.path=none"], 1, "is not on this machine"),
+        (["--set", "checkpoints.path=none"], 1, "there is no checkpoint folder"),
         (["checkpoint", "--engine", "sglang"], 2, "this machine has no GPU, and sglang runs on nothing else"),
         (["--gpu", "t3a.large"], 2, "is not known here"),
         (["plain"], 2, "has no checkpoint that an engine loads"),

@@ -1,7 +1,5 @@
 """The check before a start: certain faults are errors, likely ones warnings, and what cannot be told is neither."""
 
-import json
-
 import pytest
 
 from modelkit.config import load_config
@@ -91,19 +89,3 @@ def test_main_memory_counts_for_engines_that_run_there(folder):
     small = Device("main memory", 2**30, 2**30, "cpu")
     assert check(folder("transformers"), small).severity == "error"
     assert check(folder("sglang"), small) is None
-
-
-def test_the_hubs_cache_is_looked_into_without_a_request(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    from modelkit.config import CheckpointConfig
-    from modelkit.fit import checkpoint_on_disk
-
-    config = CheckpointConfig(type="huggingface", repo_id="org/model")
-    assert checkpoint_on_disk(config, tmp_path) is None
-    repo = tmp_path / "hub" / "models--org--model"
-    snapshot = ck.write_config(repo / "snapshots" / ("a" * 40), ck.QWEN2_7B)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("a" * 40)
-    assert json.loads((checkpoint_on_disk(config, tmp_path) / "config.json").read_text()) == ck.QWEN2_7B
-    assert snapshot.is_dir()
-    assert checkpoint_on_disk(CheckpointConfig(type="huggingface", repo_id="a//b"), tmp_path) is None
