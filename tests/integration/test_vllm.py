@@ -257,7 +257,7 @@ async def test_n_logprobs_seed_and_schema_pass_through(client):
         logprobs=True,
         top_logprobs=2,
         seed=7,
-        max_tokens=30,
+        max_tokens=300,
         temperature=1.0,
         response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
     )
@@ -268,6 +268,12 @@ async def test_n_logprobs_seed_and_schema_pass_through(client):
     texts = [[choice["message"]["content"] for choice in answer["choices"]] for answer in (response, again)]
     assert texts[0] == texts[1]
     assert isinstance(json.loads(texts[0][0])["a"], bool)
+
+
+async def test_several_greedy_answers_are_the_same(client, questions):
+    question, right = questions[0]
+    response = json.loads(await client.predict(msg=chat(question, n=3), method="openai_transport"))
+    assert [choice["message"]["content"] for choice in response["choices"]] == [right] * 3
 
 
 async def test_regex_and_choice_constraints_pass_through(client):
@@ -288,7 +294,7 @@ async def test_a_named_tool_is_called(client):
         "Hello!",
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "weather"}},
-        max_tokens=40,
+        max_tokens=300,
     )
     response = json.loads(await client.predict(msg=body, method="openai_transport"))
     call = response["choices"][0]["message"]["tool_calls"][0]["function"]
