@@ -332,7 +332,7 @@ class _Transfer:
         now = time.monotonic()
         if now - self._noted_at >= _NOTE_INTERVAL_S:
             self._noted_at = now
-            self._on_note(f"{error.message}; trying again in {wait_s:.0f} s")
+            self._on_note(f"{error.message}; trying again in {wait_s:g} s")
         if self.stop.wait(wait_s):
             raise _StoppedError
 

@@ -148,8 +148,8 @@ class Bars:
         self._count.begin(num_files, total_bytes)
         if self._whole is None:
             self._on_begin()
+            self._whole = self._progress.add_task(self._title, total=total_bytes)
             self._progress.start()
-            self._whole = self._progress.add_task(self._title, total=0)
         self._progress.update(self._whole, total=self._count.total_bytes)
 
     def started(self, name: str, size_bytes: int, done_bytes: int = 0) -> None:
