@@ -6,7 +6,7 @@ bytes, and how long it will take. Every method may be called from any thread.
 
 from typing import Protocol
 
-__all__ = ["NO_PROGRESS", "TransferProgress"]
+__all__ = ["NO_PROGRESS", "TransferProgress", "size_text"]
 
 
 class TransferProgress(Protocol):
@@ -38,3 +38,11 @@ class _NoProgress:
 
 
 NO_PROGRESS: TransferProgress = _NoProgress()
+
+
+def size_text(num_bytes: float) -> str:
+    """Write a size as people read it: "16.1 GB", "3.4 MB", "812 bytes"."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale or (unit == "GB" and num_bytes >= 1e8):  # noqa: PLR2004 - 0.1 GB reads better than 100 MB
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"

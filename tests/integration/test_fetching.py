@@ -170,6 +170,33 @@ def test_a_flipped_bit_is_caught(hub, folder, start, tmp_path):
     )
 
 
+def test_a_small_disk_is_noticed_before_anything_is_fetched(hub, folder, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "MODELKIT_CACHE_DIR": str(small / "cache"),
+        "SMALL": str(small),
+        "FOLDER": str(folder),
+        "PYTHON": sys.executable,
+    }
+    script = 'mount -t tmpfs -o size=100m none "$SMALL" && exec "$PYTHON" -m modelkit fetch "$FOLDER"'
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "bash", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"50.3 MB have to be fetched, and {small}/cache has 0.1 GB free, 67.1 MB of which" in done.stderr
+    assert "MODELKIT_CACHE_DIR" in done.stderr
+    assert hub.sent["model.safetensors"] == 0
+
+
 @pytest.mark.timeout(300)
 def test_a_fetched_model_is_served_where_there_is_no_network(
     hub, tiny_chat_checkpoint, start, folder, tmp_path

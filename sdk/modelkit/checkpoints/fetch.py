@@ -25,7 +25,7 @@ from modelkit.checkpoints.base import (
 from modelkit.checkpoints.cache import Cache, disk_error, hash_file, sync_file, version_key
 from modelkit.checkpoints.partial import Claim, Partial
 from modelkit.errors import LoadError, ModelkitError
-from modelkit.progress import NO_PROGRESS, TransferProgress
+from modelkit.progress import NO_PROGRESS, TransferProgress, size_text
 
 __all__ = ["fetch"]
 
@@ -88,13 +88,10 @@ def _check_disk(cache: Cache, left_bytes: int) -> None:
         raise disk_error(error, cache.root) from error
     if left_bytes + _SPARE_BYTES > free_bytes:
         raise LoadError(
-            f"{_gigabytes(left_bytes)} have to be fetched, and {cache.root} has {_gigabytes(free_bytes)} free",
+            f"{size_text(left_bytes)} have to be fetched, and {cache.root} has {size_text(free_bytes)} free, "
+            f"{size_text(_SPARE_BYTES)} of which are left alone",
             cure="`modelkit cache prune` deletes what no checkpoint uses; or let MODELKIT_CACHE_DIR name a larger disk",
         )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB"
 
 
 class _BusyError(Exception):
@@ -332,7 +329,7 @@ class _Transfer:
         now = time.monotonic()
         if now - self._noted_at >= _NOTE_INTERVAL_S:
             self._noted_at = now
-            self._on_note(f"{error.message}; trying again in {wait_s:.0f} s")
+            self._on_note(f"{error.message}; trying again in {wait_s:g} s")
         if self.stop.wait(wait_s):
             raise _StoppedError
 

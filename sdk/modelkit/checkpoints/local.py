@@ -7,6 +7,7 @@ from io import RawIOBase
 from pathlib import Path
 
 from modelkit.checkpoints.base import BLOCK_BYTES, CheckpointSource, Listing, SourceFile, checked_path
+from modelkit.checkpoints.lock import LOCK_NAME
 from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError
 
@@ -44,12 +45,13 @@ class LocalSource(CheckpointSource):
     def list_files(self) -> Listing:
         """Return the files below the folder. A link to a file is that file; one to a folder is not followed.
 
-        Hidden files and folders, such as those that downloads leave behind, are no part of a checkpoint.
+        Hidden files and folders, such as those that downloads leave behind, are no part of a checkpoint, nor is the lock
+        where the checkpoint is the model folder itself.
         """
         folder, files = self.folder, []
         for parent, folders, names in os.walk(folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
+            for name in sorted(name for name in names if not name.startswith(".") and name != LOCK_NAME):
                 path = Path(parent, name)
                 relative = checked_path(path.relative_to(folder).as_posix(), str(folder))
                 files.append(self._file(path, relative))

@@ -95,6 +95,7 @@ def prepare(config: Config, model_dir: Path, terms: Terms | None = None) -> dict
         if checkpoint.type == "local":
             folders[name] = _use_local(checkpoint, model_dir, pins.get(name), terms)
         elif name in pins:
+            _tell_moves(checkpoint, model_dir, pins[name], terms)
             folders[name] = _use_pinned(checkpoint, model_dir, pins[name], terms)
         else:
             resolved[name] = _resolve_unpinned(checkpoint, model_dir, terms)
@@ -319,6 +320,15 @@ def _compare(then: LockedCheckpoint, now: LockedCheckpoint) -> list[str]:
         if before.get(path) != after.get(path)
     }
     return [f"{then.where}: {path} {verb}" for path, verb in verbs.items()]
+
+
+def _tell_moves(
+    config: CheckpointSourceConfig, model_dir: Path, pinned: LockedCheckpoint, terms: Terms
+) -> None:
+    """Warn of a branch that moved, where the source is about to be asked for files anyway."""
+    if not terms.offline and terms.cache.find_checkpoint(pinned) is None:
+        for moved in _what_moved(config, model_dir, pinned, terms):
+            terms.on_warning(f"{moved}; `modelkit lock --update` follows it")
 
 
 def _what_moved(

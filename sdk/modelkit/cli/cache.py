@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.transfer import size_text
 from modelkit.errors import UsageError
+from modelkit.progress import size_text
 
 if TYPE_CHECKING:
     from modelkit.checkpoints.cache import Cache, KeptCheckpoint

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.transfer import size_text as _size
 from modelkit.errors import UsageError
+from modelkit.progress import size_text as _size
 
 if TYPE_CHECKING:
     from modelkit.engines import EngineInfo

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.transfer import size_text
 from modelkit.errors import UsageError
+from modelkit.progress import size_text
 
 if TYPE_CHECKING:
     from modelkit.checkpoints.lock import Lock

@@ -8,19 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Bars", "Lines", "size_text"]
+from modelkit.progress import size_text
+
+__all__ = ["Bars", "Lines"]
 
 LINE_INTERVAL_S = 5.0
 # More files than this at a time would scroll the terminal.
 _MAX_BARS = 8
-
-
-def size_text(num_bytes: float) -> str:
-    """Write a size as people read it: "16.1 GB", "3.4 MB", "812 bytes"."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale or (unit == "GB" and num_bytes >= 1e8):  # noqa: PLR2004 - 0.1 GB reads better than 100 MB
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes:.0f} bytes"
 
 
 def _seconds(num_s: float) -> str:
@@ -148,8 +142,8 @@ class Bars:
         self._count.begin(num_files, total_bytes)
         if self._whole is None:
             self._on_begin()
+            self._whole = self._progress.add_task(self._title, total=total_bytes)
             self._progress.start()
-            self._whole = self._progress.add_task(self._title, total=0)
         self._progress.update(self._whole, total=self._count.total_bytes)
 
     def started(self, name: str, size_bytes: int, done_bytes: int = 0) -> None:

@@ -181,7 +181,7 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(hub, source, cac
     usage = shutil.disk_usage(cache.root.parent)._replace(free=1_000_000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     hub.requests.clear()
-    with pytest.raises(LoadError, match=r"0\.0 GB have to be fetched, and .* has 0\.0 GB free") as caught:
+    with pytest.raises(LoadError, match=r"3\.0 MB have to be fetched, and .* has 1\.0 MB free") as caught:
         fetch(source, files, cache)
     assert "modelkit cache prune" in caught.value.cure
     assert hub.requests == []

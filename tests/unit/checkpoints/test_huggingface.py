@@ -67,7 +67,19 @@ def test_the_pinned_commit_is_fetched_where_the_cache_is_empty(hub, fetch, model
     old = (fetch() / "model.safetensors").read_bytes()
     hub.repos["org/tiny"].commit({"config.json": b"{}", "model.safetensors": b"newer"})
     modelkit("cache", "prune", "--all", "--yes")
+    result = modelkit("fetch", tmp_path / "model")
+    assert "org/tiny: main is at" in result.stderr
     assert (fetch() / "model.safetensors").read_bytes() == old
+
+
+def test_what_is_damaged_on_this_disk_is_found_by_verify(hub, fetch):
+    folder = fetch()
+    blob, content = (folder / "model.safetensors").resolve(), (folder / "model.safetensors").read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(len(content)))
+    hub.sent.clear()
+    assert (fetch(TINY, "--verify") / "model.safetensors").read_bytes() == content
+    assert set(hub.sent) == {"model.safetensors"}
 
 
 def test_what_the_library_has_in_its_cache_is_not_fetched_again(hub, fetch, tmp_path):

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from modelkit.checkpoints import SOURCES, open_source
-from modelkit.checkpoints.resolve import Terms, find_checkpoint, prepare
+from modelkit.checkpoints.resolve import Terms, find_checkpoint, make_lock, prepare
 from modelkit.config import CheckpointConfig, load_config
 from modelkit.errors import LoadError, UsageError
 
@@ -81,6 +81,14 @@ def test_a_file_is_no_checkpoint(tmp_path):
 def test_a_local_checkpoint_without_path_says_so(tmp_path):
     with pytest.raises(LoadError, match=r"checkpoints\.path"):
         open_source(CheckpointConfig(type="local"), tmp_path)
+
+
+def test_the_lock_is_no_part_of_what_it_pins(write_folder, cache):
+    folder = write_folder("type: local, path: .")
+    config, terms = load_config(folder), Terms(cache=cache)
+    lock = make_lock(config, folder, terms)
+    lock.write(folder)
+    assert make_lock(config, folder, terms) == lock
 
 
 def test_pickles_without_safetensors_are_refused(folder):
