@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 
+from registry_proxy import RegistryProxy
 from registry_server import RegistryServer, is_installed
 
 USER, PASSWORD = "ada", "difference-engine-1842"
@@ -69,3 +70,11 @@ def logged_in(private_registry, tmp_path, monkeypatch):
     )
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     return private_registry
+
+
+@pytest.fixture
+def proxy(registry):
+    """A proxy of this test before the common registry."""
+    made = RegistryProxy(registry.port)
+    yield made
+    made.close()

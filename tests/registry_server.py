@@ -72,18 +72,3 @@ class RegistryServer:
 
     def reference(self, repository: str, tag: str | None = None) -> Reference:
         return Reference(self.host, repository, tag)
-
-    def requests(self) -> list[tuple[str, str, int]]:
-        """Return (method, path, bytes that it read) of each request so far, from the log."""
-        found = []
-        for line in self.log_path.read_text(errors="replace").splitlines():
-            if "http.request.method=" in line and "response completed" in line:
-                fields = dict(part.split("=", 1) for part in _fields(line))
-                found.append((fields["http.request.method"], fields["http.request.uri"].strip('"'), 0))
-        return found
-
-
-def _fields(line: str) -> list[str]:
-    import shlex
-
-    return [part for part in shlex.split(line) if "=" in part]

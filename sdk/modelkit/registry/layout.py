@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ _MARKER = "oci-layout"
 _VERSION = {"imageLayoutVersion": "1.0.0"}
 _UPLOADS = ".uploads"
 _LOCK = ".lock"
+_YOUNG_S = 60.0
 
 
 class Layout:
@@ -227,9 +229,11 @@ class Layout:
                     path.unlink()
 
     def _sweep(self) -> None:
-        """Delete what processes that were killed have left unfinished."""
+        """Delete what processes that were killed have left unfinished. A new file may not have its lock yet."""
         for path in (self.folder / _UPLOADS).iterdir():
             with suppress(OSError), path.open("rb") as file:
+                if time.time() - path.stat().st_mtime < _YOUNG_S:
+                    continue
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 
