@@ -22,7 +22,7 @@ class Rules:
     max_body_bytes: int | None = None
     bytes_per_s: float | None = None
     cut_reads_after_bytes: int | None = None
-    refuse: Callable[[str, str], tuple[int, dict[str, str], bytes] | None] = lambda method, path: None  # noqa: E731
+    refuse: Callable[[str, str], tuple[int, dict[str, str], bytes] | None] = lambda method, path: None
     hide_headers: frozenset[str] = frozenset()
 
 
@@ -45,7 +45,7 @@ class RegistryProxy:
             def handle_any(self) -> None:
                 proxy.handle(self)
 
-            do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = handle_any
+            do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815 - http.server looks for these names
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -55,7 +55,9 @@ class RegistryProxy:
         self.server = Server(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
         self.host = f"localhost:{self.port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         self.thread.start()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from modelkit.errors import RegistryError
@@ -26,7 +26,7 @@ from modelkit.registry.base import (
     Manifest,
     Store,
 )
-from modelkit.registry.content import PIECE_BYTES, Pieces
+from modelkit.registry.content import Pieces
 from modelkit.registry.failures import (
     TransientError,
     UnknownReferenceError,
@@ -72,17 +72,21 @@ class Client:
         if "_http" in self.__dict__:
             self._http.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     # -------------------------------------------------------------------------------------------------------- blobs
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Tell whether a blob is there, complete."""
-        action = f"look for {descriptor.name} in {self.name}"
+        return self._persist(lambda: self._look(descriptor, f"look for {descriptor.name} in {self.name}"))
 
-        def look() -> bool:
-            response = self._send("HEAD", f"blobs/{descriptor.digest}", action, also={_NOT_FOUND})
-            return response.status_code != _NOT_FOUND
-
-        return self._persist(look)
+    def _look(self, descriptor: Descriptor, action: str) -> bool:
+        response = self._send("HEAD", f"blobs/{descriptor.digest}", action, also={_NOT_FOUND})
+        return response.status_code != _NOT_FOUND
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob in pieces, unverified; a connection that breaks is made again from where it was."""
@@ -110,7 +114,7 @@ class Client:
         response = self._send("GET", f"blobs/{descriptor.digest}", action, headers=headers, stream=True)
         skip = start if response.status_code != _PARTIAL else 0
         try:
-            for piece in response.iter_raw(PIECE_BYTES):
+            for piece in response.iter_raw():
                 if skip < len(piece):
                     yield piece[skip:]
                 skip = max(skip - len(piece), 0)
@@ -154,7 +158,7 @@ class Client:
 
         def write() -> None:
             nonlocal attempted
-            if attempted and self.has_blob(descriptor):
+            if attempted and self._look(descriptor, action):
                 return  # the answer was lost, not the blob
             attempted = True
             self._write_once(descriptor, content, action)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from modelkit.errors import RegistryError
 from modelkit.registry.base import INDEX, REF_NAME, Content, Descriptor, Manifest, Store, check_digest
@@ -45,6 +45,12 @@ class Layout:
 
     def close(self) -> None:
         """Let go of nothing: files are closed after each use."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     # -------------------------------------------------------------------------------------------------------- blobs
 

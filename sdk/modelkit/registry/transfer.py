@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from modelkit.errors import RegistryError
 from modelkit.progress import NO_PROGRESS, TransferProgress
-from modelkit.registry.base import Content, Descriptor, Manifest, Source, Store
+from modelkit.registry.base import Descriptor, Manifest, Source, Store
 
 __all__ = ["CopyResult", "copy", "in_parallel"]
 
@@ -98,29 +98,38 @@ def _send_all(
 
     def send(blob: Descriptor) -> None:
         progress.started(blob.name, blob.size_bytes)
-        target.write_blob(blob, _reported(source, blob, progress, stop))
+        content = _Reported(source, blob, progress, stop)
+        target.write_blob(blob, content)
+        content.tell(blob.size_bytes)  # an attempt whose answer was lost had sent it all
         progress.finished(blob.name)
 
     # The largest first: beginning with the small ones would leave one worker alone with a large one at the end.
     in_parallel(send, sorted(blobs, key=lambda blob: -blob.size_bytes), workers, stop)
 
 
-def _reported(source: Source, blob: Descriptor, progress: TransferProgress, stop: threading.Event) -> Content:
-    """Return a blob's content that tells how it goes; an attempt that begins anew takes back what the last one told."""
-    told = 0
+@dataclass(slots=True)
+class _Reported:
+    """A blob's content that tells how it goes; an attempt that begins anew takes back what the last one told."""
 
-    def content() -> Iterator[bytes]:
-        nonlocal told
-        progress.advanced(blob.name, -told)
-        told = 0
-        for piece in source.read_blob(blob):
-            if stop.is_set():
+    source: Source
+    blob: Descriptor
+    progress: TransferProgress
+    stop: threading.Event
+    told_bytes: int = 0
+
+    def __call__(self) -> Iterator[bytes]:
+        self.tell(0)
+        for piece in self.source.read_blob(self.blob):
+            if self.stop.is_set():
                 raise _StoppedError
+            self.tell(self.told_bytes + len(piece))
             yield piece
-            told += len(piece)
-            progress.advanced(blob.name, len(piece))
 
-    return content
+    def tell(self, num_bytes: int) -> None:
+        """Tell that `num_bytes` of the blob have gone so far."""
+        if num_bytes != self.told_bytes:
+            self.progress.advanced(self.blob.name, num_bytes - self.told_bytes)
+        self.told_bytes = num_bytes
 
 
 class _StoppedError(RegistryError):

@@ -25,7 +25,9 @@ def encoded(username, password):
 
 def write_docker(places, document):
     (places / "docker").mkdir(exist_ok=True)
-    (places / "docker/config.json").write_text(document if isinstance(document, str) else json.dumps(document))
+    (places / "docker/config.json").write_text(
+        document if isinstance(document, str) else json.dumps(document)
+    )
 
 
 def write_helper(places, monkeypatch, name, script):
@@ -63,7 +65,12 @@ def test_podman_has_entries_for_single_repositories(places, monkeypatch):
 
 
 def test_a_helper_for_one_registry_goes_before_the_rest(places, monkeypatch):
-    write_helper(places, monkeypatch, "keys", """read key; echo "{\\"Username\\": \\"$key\\", \\"Secret\\": \\"s\\"}" """)
+    write_helper(
+        places,
+        monkeypatch,
+        "keys",
+        """read key; echo "{\\"Username\\": \\"$key\\", \\"Secret\\": \\"s\\"}" """,
+    )
     write_docker(places, {"credHelpers": {"ghcr.io": "keys"}, "auths": {"ghcr.io": encoded("file", "x")}})
     assert find_credential("ghcr.io").username == "ghcr.io"
 

@@ -13,7 +13,12 @@ from modelkit.registry.base import MANIFEST
 from modelkit.registry.content import describe
 from modelkit.registry.layout import Layout
 
-IMAGE_CONFIG = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "config": {}}
+IMAGE_CONFIG = {
+    "architecture": "amd64",
+    "os": "linux",
+    "rootfs": {"type": "layers", "diff_ids": []},
+    "config": {},
+}
 
 WRITER = """
 import sys

@@ -60,8 +60,15 @@ def test_a_model_in_a_registry():
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("localhost", True), ("localhost:5000", True), ("127.0.0.1:80", True), ("[::1]:1", True), ("::2", False),
-     ("localhost.example.com", False), ("127.0.0.1.example.com:80", False)],
+    [
+        ("localhost", True),
+        ("localhost:5000", True),
+        ("127.0.0.1:80", True),
+        ("[::1]:1", True),
+        ("::2", False),
+        ("localhost.example.com", False),
+        ("127.0.0.1.example.com:80", False),
+    ],
 )
 def test_only_this_machine_is_loopback(host, expected):
     assert Reference(host, "a").is_loopback is expected

@@ -89,7 +89,11 @@ def test_manifests_are_found_by_tag_and_digest(store):
     assert store.get_manifest("v1").content == first.content
     assert store.get_manifest(first.digest).content == first.content
     found = store.find_manifest("latest")
-    assert (found.digest, found.size_bytes, found.media_type) == (second.digest, len(second.content), MANIFEST)
+    assert (found.digest, found.size_bytes, found.media_type) == (
+        second.digest,
+        len(second.content),
+        MANIFEST,
+    )
 
 
 def test_what_is_there_is_not_sent_again(store):
@@ -145,7 +149,10 @@ def test_what_is_attached_to_a_manifest_is_found(store):
     copy(draft, store, subject.digest, tags=["v1"])
     attached = [
         artifact(draft, text, subject=subject.descriptor().to_json(), artifactType=kind)
-        for text, kind in [(b"sbom", "application/vnd.cyclonedx+json"), (b"signature", "application/vnd.signature")]
+        for text, kind in [
+            (b"sbom", "application/vnd.cyclonedx+json"),
+            (b"signature", "application/vnd.signature"),
+        ]
     ]
     for manifest in (*attached, attached[0]):
         copy(draft, store, manifest.digest)
