@@ -245,6 +245,14 @@ class Store(Source, Protocol):
         """Store a manifest, all of whose parts are there, and let `tag` name it. Raises RegistryError."""
         ...
 
+    def claim_tag(self, manifest: Manifest, tag: str) -> bool:
+        """Let a tag name a manifest that is there, unless it names another one already: then return False.
+
+        In a layout no other process can come between. A registry has no such request: there it is looked at before and
+        after, which leaves a moment's doubt between two uploads at the same time.
+        """
+        ...
+
     def tags(self) -> list[str]:
         """Return all tags, sorted; none where the repository does not exist yet."""
         ...

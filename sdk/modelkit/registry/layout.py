@@ -139,6 +139,14 @@ class Layout:
                 with self._locked():
                     self._list(manifest, tag)
 
+    def claim_tag(self, manifest: Manifest, tag: str) -> bool:
+        """Let a tag name a manifest, unless it names another one already."""
+        with self._writing(), self._locked():
+            taken = self._tagged().get(tag)
+            if taken is None:
+                self._list(manifest, tag)
+        return taken in {None, manifest.digest}
+
     def _list(self, manifest: Manifest, tag: str | None) -> None:
         listed = [value for value in self._listed() if tag is None or _tag_of(value) != tag]
         new = manifest.descriptor(annotations={REF_NAME: tag} if tag else {}).to_json()

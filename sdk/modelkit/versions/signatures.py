@@ -223,6 +223,4 @@ def _say(spec: Document) -> str:
         members = ", ".join(f"{field['name']}: {_say(field['type'])}" for field in spec.get("fields", ()))
         return f"{spec.get('name', 'object')}({members})"
     name = {"string": "str", "null": "None"}.get(kind) or str(kind)
-    return name + (
-        f"[{spec['dtype']}]" if spec.get("dtype") else ""
-    )
+    return name + (f"[{spec['dtype']}]" if spec.get("dtype") else "")
