@@ -219,7 +219,7 @@ class Layout:
         self._is_ready = True
 
     def _has_foreign_files(self) -> bool:
-        ours = {"blobs", "index.json", _UPLOADS, _LOCK}
+        ours = {"blobs", "index.json", _MARKER, _UPLOADS, _LOCK}  # the marker may appear at this moment
         return any(path.name not in ours for path in self.folder.iterdir())
 
     def _replace(self, name: str, data: bytes) -> None:

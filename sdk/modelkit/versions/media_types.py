@@ -26,10 +26,8 @@ __all__ = [
     "PACKAGE_MANIFEST",
     "PART",
     "SIGNATURES",
-    "VERSION",
 ]
 
-VERSION: Final = "application/vnd.modelkit.version.v1+json"
 PACKAGE: Final = "application/vnd.modelkit.package.v1+json"
 PACKAGE_MANIFEST: Final = "application/vnd.modelkit.package.manifest.v1+json"
 PACKAGE_BUNDLE: Final = "application/vnd.modelkit.package.bundle.v1.tar"

@@ -25,7 +25,6 @@ from modelkit.versions.media_types import (
     PACKAGE_MANIFEST,
     PART,
     SIGNATURES,
-    VERSION,
 )
 from modelkit.versions.weights import Checkpoint, WeightLayer, read_weights
 
@@ -59,24 +58,24 @@ def compose(content: VersionContent, progress: TransferProgress = NO_PROGRESS) -
     entries = [] if content.image is None else _image_entries(draft, content.image)
     package = _draft_package(draft, content)
     annotations = {PART: "package", TITLE: f"{content.model_id} (package)"}
-    entries.append(
-        package.descriptor(annotations=annotations, artifact_type=PACKAGE, platform=NO_PLATFORM).to_json()
-    )
+    entries.append(_entry(package, {PART: "package", TITLE: f"{content.model_id} (package)"}))
     for checkpoint in content.checkpoints:
         weights = checkpoint.draft(draft, progress)
-        annotations = {PART: "weights", CHECKPOINT: checkpoint.name, TITLE: f"{content.model_id} (weights)"}
-        kind = weights.artifact_type
-        entries.append(
-            weights.descriptor(annotations=annotations, artifact_type=kind, platform=NO_PLATFORM).to_json()
-        )
+        title = f"{content.model_id} (weights)"
+        entries.append(_entry(weights, {PART: "weights", CHECKPOINT: checkpoint.name, TITLE: title}))
+    # Without artifactType, here and in the entries: older tools drop what they do not know, and the digest would change
+    # on the way from one registry to another. The annotations say what each entry is.
     document = {
         "schemaVersion": 2,
         "mediaType": INDEX,
-        "artifactType": VERSION,
         "manifests": entries,
         "annotations": {TITLE: content.model_id},
     }
     return draft, draft.add_manifest(document)
+
+
+def _entry(manifest: Manifest, annotations: Mapping[str, str]) -> dict[str, Any]:
+    return manifest.descriptor(annotations=annotations, platform=NO_PLATFORM).to_json()
 
 
 def _draft_package(draft: Draft, content: VersionContent) -> Manifest:
@@ -194,16 +193,14 @@ class Version:
 def read_version(store: Store, reference: str) -> Version:
     """Return a version by tag or digest. Raises UnknownReferenceError, RegistryError where it is no version of a model."""
     index = store.get_manifest(reference)
-    if not index.is_index or index.artifact_type != VERSION:
-        raise RegistryError(
-            f"{store.name}:{reference} is no version of a model",
-            cure="name one that `modelkit upload` has made; `modelkit versions` lists them",
-        )
     parts: dict[str, list[Descriptor]] = {}
     for child in index.children:
         parts.setdefault(child.annotations.get(PART, ""), []).append(child)
     if not parts.get("package"):
-        raise RegistryError(f"{store.name}:{reference} has no package", cure="upload it again")
+        raise RegistryError(
+            f"{store.name}:{reference} is no version of a model",
+            cure="name one that `modelkit upload` has made; `modelkit versions` lists them",
+        )
     return Version(
         store=store,
         index=index,
