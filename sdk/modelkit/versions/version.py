@@ -57,7 +57,6 @@ def compose(content: VersionContent, progress: TransferProgress = NO_PROGRESS) -
     draft = Draft()
     entries = [] if content.image is None else _image_entries(draft, content.image)
     package = _draft_package(draft, content)
-    annotations = {PART: "package", TITLE: f"{content.model_id} (package)"}
     entries.append(_entry(package, {PART: "package", TITLE: f"{content.model_id} (package)"}))
     for checkpoint in content.checkpoints:
         weights = checkpoint.draft(draft, progress)
