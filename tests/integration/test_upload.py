@@ -231,7 +231,7 @@ def test_a_version_is_served_by_its_name(folder, run, tmp_path):
         assert line, process.stderr.read()
         address = json.loads(line)["address"]
         with Client(address) as client:
-            assert client.predict("greet", name="Ada") == "hello Ada"
+            assert client.methods.greet(name="Ada") == "hello Ada"
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
