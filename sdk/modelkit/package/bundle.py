@@ -15,7 +15,7 @@ from modelkit.package.collect import Package, PackagedFile
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["bundle", "unpack"]
+__all__ = ["bundle", "read_member", "unpack"]
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -53,6 +53,16 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> None:
             f"the package cannot be unpacked: {error}",
             cure="do not use it: modelkit does not write such packages",
         ) from error
+
+
+def read_member(pieces: Iterable[bytes], path: str) -> bytes | None:
+    """Return one small file of a bundle, None where it has none of that path; nothing after it is read."""
+    with tarfile.open(fileobj=_Reader(pieces), mode="r|") as tar:
+        for member in tar:
+            if member.name == path:
+                file = tar.extractfile(member)
+                return None if file is None else file.read()
+    return None
 
 
 class _Reader(RawIOBase):

@@ -57,10 +57,20 @@ class Client:
     """One repository of a registry; see `base.Store`. Plain HTTP only to this machine, or where `plain_http` says so."""
 
     def __init__(self, reference: Reference, *, plain_http: bool = False, attempts: int = _ATTEMPTS) -> None:
+        import httpx
+
         self.reference = reference.at()
         self._plain_http = plain_http
         self._attempts = attempts
         self._request_size = 0  # an index of _REQUEST_BYTES
+        self._http = httpx.Client(
+            verify=_trust(),
+            timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            trust_env=not reference.is_loopback,  # a proxy cannot reach this machine's loopback
+            # A proxy that compresses what it passes on would change the bytes that a digest is made of.
+            headers={"User-Agent": "modelkit", "Accept-Encoding": "identity"},
+        )
+        self._auth = Authorizer(self._http, reference, allow_http=plain_http or reference.is_loopback)
 
     @property
     def name(self) -> str:
@@ -69,8 +79,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        if "_http" in self.__dict__:
-            self._http.close()
+        self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -222,11 +231,14 @@ class Client:
             )
             if response.status_code == _NOT_FOUND:
                 return None
-            digest = response.headers.get("Docker-Content-Digest")
-            if digest is None:  # the specification lets a registry leave it out
+            try:
+                size, digest = (
+                    int(response.headers["Content-Length"]),
+                    response.headers["Docker-Content-Digest"],
+                )
+                return Descriptor(response.headers["Content-Type"], digest, size)
+            except KeyError:  # the specification lets a registry leave them out
                 return self.get_manifest(reference).descriptor()
-            media_type, size = response.headers["Content-Type"], int(response.headers["Content-Length"])
-            return Descriptor(media_type, digest, size)
 
         return self._persist(look)
 
@@ -332,22 +344,6 @@ class Client:
     def _scope(self, actions: str) -> str:
         """Return what a token must allow; no more than the request needs, or who may only read would get none."""
         return f"repository:{self.reference.repository}:{actions}"
-
-    @cached_property
-    def _http(self) -> "httpx.Client":
-        import httpx
-
-        return httpx.Client(
-            verify=_trust(),
-            timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            trust_env=not self.reference.is_loopback,  # a proxy cannot reach this machine's loopback
-            headers={"User-Agent": "modelkit"},
-        )
-
-    @cached_property
-    def _auth(self) -> Authorizer:
-        allow_http = self._plain_http or self.reference.is_loopback
-        return Authorizer(self._http, self.reference, allow_http=allow_http)
 
     @cached_property
     def _base(self) -> str:

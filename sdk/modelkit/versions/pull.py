@@ -147,8 +147,12 @@ def _fetch_layer(version: Version, layer: WeightLayer, path: Path, progress: Tra
 def _check_files(version: Version, draft: Path) -> None:
     """Compare what was unpacked with the package's table of contents."""
     for path, said in version.files.items():
-        file = draft / path
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != said["sha256"]:
+        try:
+            with (draft / path).open("rb") as file:
+                is_same = hashlib.file_digest(file, "sha256").hexdigest() == said["sha256"]
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
             raise RegistryError(f"{path} is not what the version says it is", cure="upload the version again")
 
 
