@@ -9,6 +9,7 @@ oras-py (pip install oras), skopeo and dockerd are measured where they are insta
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -92,6 +93,19 @@ def write_weights(folder: Path, num_bytes: int) -> list[Path]:
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "model.py").write_text(MODEL)
     return paths
+
+
+def locked_copy(folder: Path) -> Path:
+    """Copy the model folder, with a modelkit.lock: a checkpoint that was fetched has one, and need not be hashed again."""
+    locked = folder / "locked"
+    shutil.copytree(folder / "model", locked, copy_function=os.link)
+    files = []
+    for path in sorted((locked / "checkpoint").iterdir()):
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        files.append({"path": path.name, "size_bytes": path.stat().st_size, "sha256": sha256})
+    (locked / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
+    return locked
 
 
 def image_layout(folder: Path, paths: list[Path]) -> Path:
@@ -181,9 +195,9 @@ def uploads(
     def run(*command: str) -> Callable[[], Cost]:
         return lambda: measure(list(command), registry, environment)
 
-    model = folder / "model"
-    target = f"{registry.host}/modelkit/weights"
-    yield "modelkit upload", run(sys.executable, "-m", "modelkit", "-q", "upload", str(model), "--to", target)
+    for what, model in (("modelkit upload", folder / "model"), ("..., with a lock", locked_copy(folder))):
+        target = f"{registry.host}/modelkit/{model.name}"
+        yield what, run(sys.executable, "-m", "modelkit", "-q", "upload", str(model), "--to", target)
     if importlib.util.find_spec("oras"):
         for kind in ("whole", "chunked"):
             files = [f"{path}:application/octet-stream" for path in paths]

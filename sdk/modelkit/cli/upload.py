@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Upload a model folder as the next version of its model."""
     from modelkit.registry import open_store, parse_reference
-    from modelkit.versions.folder import read_folder
+    from modelkit.versions.folder import read_folder, wants_weights
     from modelkit.versions.names import default_reference
     from modelkit.versions.signing import load_private_key
 
@@ -69,19 +69,15 @@ def command(
         raise UsageError("--to names a digest", cure="name a repository, with or without a tag")
     part, image_store = _open_image(image, plain_http=plain_http)
     try:
-        with console.status(f"reading {path}"), console.transfer("hashing the weights") as progress:
-            folder = read_folder(
-                path,
-                environment=environment,
-                overrides=overrides or (),
-                weights=weights,
-                image=part,
-                progress=progress,
-            )
+        with console.status(f"reading {path}"):
+            folder = read_folder(path, environment=environment, overrides=overrides or (), image=part)
         console.problems(folder.warnings)
+        send_weights = wants_weights(folder.config) if weights is None else weights
         target = target or default_reference(folder.config.model.id)
         with open_store(target, plain_http=plain_http) as store:
-            result = _upload(folder, store, target, key=key, allow_breaking=allow_breaking)
+            folder, result = _upload(
+                folder, store, target, weights=send_weights, key=key, allow_breaking=allow_breaking
+            )
     finally:
         if image_store is not None:
             image_store.close()
@@ -106,12 +102,25 @@ def _open_image(image: str | None, *, plain_http: bool) -> "tuple[ImagePart | No
 
 
 def _upload(
-    folder: "Folder", store: "Store", target: "Reference | LayoutReference", *, key: Any, allow_breaking: bool
-) -> "UploadResult":
+    folder: "Folder",
+    store: "Store",
+    target: "Reference | LayoutReference",
+    *,
+    weights: bool,
+    key: Any,
+    allow_breaking: bool,
+) -> "tuple[Folder, UploadResult]":
+    from modelkit.versions.folder import add_weights
     from modelkit.versions.signing import sign
-    from modelkit.versions.upload import upload
+    from modelkit.versions.upload import check_upload, upload
     from modelkit.versions.version import compose
 
+    with console.status(f"looking at {target.name}"):
+        signatures = folder.content.signatures
+        preflight = check_upload(store, signatures, allow_breaking=allow_breaking)
+    if weights:
+        with console.status("reading the weights"), console.transfer("hashing the weights") as progress:
+            folder = add_weights(folder, progress)
     with console.status("composing the version"), console.transfer("hashing the parts") as progress:
         draft, index = compose(folder.content, progress)
 
@@ -121,16 +130,8 @@ def _upload(
             sign(store, index, key)
 
     with console.status(f"uploading to {target.name}"), console.transfer("uploading") as progress:
-        return upload(
-            draft,
-            index,
-            store,
-            tag=target.tag,
-            signatures=folder.content.signatures,
-            allow_breaking=allow_breaking,
-            attach=attach,
-            progress=progress,
-        )
+        result = upload(draft, index, store, preflight, tag=target.tag, attach=attach, progress=progress)
+    return folder, result
 
 
 def _attach_documents(folder: "Folder", store: "Store", index: "Manifest") -> None:

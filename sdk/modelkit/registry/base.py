@@ -246,6 +246,10 @@ class Store(Source, Protocol):
         """Store a manifest, all of whose parts are there, and let `tag` name it. Raises RegistryError."""
         ...
 
+    def check_writable(self) -> None:
+        """Raise RegistryError where this store cannot be written: asked before hours of work, rather than after."""
+        ...
+
     def claim_tag(self, manifest: Manifest, tag: str) -> bool:
         """Let a tag name a manifest that is there, unless it names another one already: then return False.
 

@@ -279,6 +279,16 @@ class Client:
         if manifest.subject is not None and "OCI-Subject" not in response.headers:
             self._note_referrer(manifest, manifest.subject)
 
+    def check_writable(self) -> None:
+        """Raise RegistryError where this repository cannot be written: an upload is begun, and given up again."""
+        action = f"push to {self.name}"
+
+        def begin() -> None:
+            location = self._location(self._send("POST", "blobs/uploads/", action))
+            self._send("DELETE", location, action, also=range(400, 600))
+
+        self._persist(begin)
+
     def claim_tag(self, manifest: Manifest, tag: str) -> bool:
         """Let a tag name a manifest, unless it names another one; looked at before and after, for want of a better way."""
         found = self.find_manifest(tag)

@@ -139,6 +139,11 @@ class Layout:
                 with self._locked():
                     self._list(manifest, tag)
 
+    def check_writable(self) -> None:
+        """Raise RegistryError where the folder cannot be written. It is made where it is not there."""
+        with self._writing(), self._unfinished():
+            pass
+
     def claim_tag(self, manifest: Manifest, tag: str) -> bool:
         """Let a tag name a manifest, unless it names another one already."""
         with self._writing(), self._locked():

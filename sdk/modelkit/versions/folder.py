@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modelkit.checkpoints import resolve
-from modelkit.config import Config, find_config, load_config
+from modelkit.config import CheckpointConfig, Config, find_config, load_config
 from modelkit.errors import ConfigError, Problem
 from modelkit.model import import_checked_class, read_signatures
 from modelkit.package import collect
@@ -17,7 +17,7 @@ from modelkit.versions.signatures import signatures_document
 from modelkit.versions.version import ImagePart, VersionContent
 from modelkit.versions.weights import Checkpoint, weigh_folder
 
-__all__ = ["Folder", "read_folder", "secret_values", "wants_weights"]
+__all__ = ["Folder", "add_weights", "read_folder", "secret_values", "wants_weights"]
 
 LOCK_NAME = "modelkit.lock"
 _DEFAULT = "default"
@@ -39,14 +39,11 @@ def read_folder(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
-    weights: bool | None = None,
     image: ImagePart | None = None,
-    progress: TransferProgress = NO_PROGRESS,
 ) -> Folder:
-    """Read a model folder. `weights` says whether they go along; by default where they are not to be had elsewhere.
+    """Read a model folder, without its weights.
 
-    Raises ConfigError with everything that is wrong with the folder, a secret inside of it too; LoadError where the
-    checkpoint cannot be had.
+    Raises ConfigError with everything that is wrong with the folder, a secret inside of it too.
     """
     config = load_config(path, environment=environment, overrides=overrides)
     model_dir = find_config(path).parent
@@ -54,9 +51,6 @@ def read_folder(
     document = config.model_dump(mode="json")
     _refuse_secrets(document, secrets, find_config(path))
     signatures = signatures_document(read_signatures(import_checked_class(model_dir)))
-    checkpoints: tuple[Checkpoint, ...] = ()
-    if wants_weights(config) if weights is None else weights and config.checkpoints is not None:
-        checkpoints = (_checkpoint(config, model_dir, progress),)
     package = collect(model_dir, without=_checkpoint_dirs(config, model_dir), secret_values=secrets)
     lock = model_dir / LOCK_NAME
     content = VersionContent(
@@ -65,10 +59,20 @@ def read_folder(
         signatures=signatures,
         package=package,
         lock=lock.read_bytes() if lock.is_file() else None,
-        checkpoints=checkpoints,
         image=image,
     )
     return Folder(model_dir, config, content, package.warnings)
+
+
+def add_weights(folder: Folder, progress: TransferProgress = NO_PROGRESS) -> Folder:
+    """Return the folder with the weights of its checkpoint, which are fetched and hashed where they have to be.
+
+    Raises LoadError where the checkpoint cannot be had.
+    """
+    if folder.config.checkpoints is None:
+        return folder
+    checkpoints = (_checkpoint(folder.config.checkpoints, folder.path, progress),)
+    return replace(folder, content=replace(folder.content, checkpoints=checkpoints))
 
 
 def wants_weights(config: Config) -> bool:
@@ -96,9 +100,8 @@ def _refuse_secrets(document: Mapping[str, Any], secrets: Mapping[str, str], fil
         raise ConfigError([Problem(f"the config holds the value of {name}", cure, file) for name in found])
 
 
-def _checkpoint(config: Config, model_dir: Path, progress: TransferProgress) -> Checkpoint:
-    assert config.checkpoints is not None
-    folder = resolve(config.checkpoints, model_dir)
+def _checkpoint(config: CheckpointConfig, model_dir: Path, progress: TransferProgress) -> Checkpoint:
+    folder = resolve(config, model_dir)
     return weigh_folder(_DEFAULT, folder, _pins(model_dir, _DEFAULT), progress)
 
 

@@ -15,7 +15,7 @@ from modelkit.registry.layout import Layout
 from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
-from modelkit.versions.folder import read_folder
+from modelkit.versions.folder import add_weights, read_folder
 from modelkit.versions.media_types import (
     MODEL_CONFIG,
     MODEL_DOC,
@@ -24,7 +24,7 @@ from modelkit.versions.media_types import (
     MODEL_WEIGHT_CONFIG,
 )
 from modelkit.versions.pull import pull
-from modelkit.versions.upload import BreakingChangeError, version_numbers
+from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
 from modelkit.versions.version import ImagePart, compose, read_version
 
@@ -138,7 +138,7 @@ def test_a_large_file_that_is_not_the_pinned_one_is_noticed(folder, tmp_path, sm
     files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
     (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
     with pytest.raises(UsageError, match="is not the file that was pinned"):
-        compose(read_folder(folder).content)
+        compose(add_weights(read_folder(folder)).content)
 
 
 def test_a_small_file_that_is_not_the_pinned_one_is_refused_where_it_arrives(folder, store):
@@ -182,7 +182,7 @@ def image_in(store):
 
 def test_whoever_knows_images_finds_the_image_in_a_version(folder, tmp_path):
     layout, target = (Layout(LayoutReference(tmp_path / name)) for name in ("built", "versions"))
-    content = read_folder(folder, image=image_in(layout)).content
+    content = add_weights(read_folder(folder, image=image_in(layout))).content
     draft, index = compose(content)
     copy(draft, target, index.digest, tags=["v1"])
     for command in (
@@ -297,9 +297,54 @@ def test_two_uploads_at_once_get_two_numbers(folder, tmp_path):
     with open_store(reference) as store:
         for text in ("# one\n", "# two\n"):
             (folder / "model.py").write_text(MODEL + text)
-            draft, index = compose(read_folder(folder).content)
+            draft, index = compose(add_weights(read_folder(folder)).content)
             copy(draft, store, index.digest)
             indexes.append(index)
         assert store.claim_tag(indexes[0], "v1")
         assert not store.claim_tag(indexes[1], "v1")
         assert send(folder, store).tag == "v2"
+
+
+class Heard:
+    """A TransferProgress that notes how much there is to do."""
+
+    def __init__(self):
+        self.total_bytes = 0
+
+    def begin(self, num_files, total_bytes):
+        self.total_bytes += total_bytes
+
+    def started(self, name, size_bytes, done_bytes=0): ...
+    def advanced(self, name, num_bytes): ...
+    def finished(self, name): ...
+
+
+def test_a_checkpoint_is_hashed_once(folder, small_parts):
+    def hashed():
+        heard = Heard()
+        compose(add_weights(read_folder(folder), heard).content, heard)
+        return heard.total_bytes
+
+    size = sum(len(data) for data in WEIGHTS.values())
+    large = len(WEIGHTS["model.safetensors"])
+    assert hashed() == size + large  # its parts, for the registry; the whole is known by then
+    assert hashed() == 0
+    (folder / "checkpoint/model.safetensors").write_bytes(WEIGHTS["model.safetensors"][::-1])
+    assert hashed() == 2 * large
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_hashed(
+    folder, private_registry, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with (
+        open_store(private_registry.reference("test/greeter")) as store,
+        pytest.raises(RegistryError, match="who you are"),
+    ):
+        check_upload(store, {"methods": {}})
+    (tmp_path / "file").write_text("")
+    with (
+        open_store(LayoutReference(tmp_path / "file/x")) as store,
+        pytest.raises(RegistryError, match="cannot write"),
+    ):
+        check_upload(store, {"methods": {}})
