@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,13 @@ def uploads(
         yield "docker push", stack.enter_context(docker_pusher(folder / "docker", paths, registry))
 
 
+def said(*command: str) -> str:
+    """Return what a program says of itself, "" where it is not there."""
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,7 +246,13 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        record = {"command": " ".join(sys.argv), "num_cpus": os.cpu_count(), "gib": options.gib, "rows": rows}
+        versions = {
+            "python": platform.python_version(),
+            "docker-registry": said("docker-registry", "--version"),
+        }
+        versions |= {"skopeo": said("skopeo", "--version"), "dockerd": said("dockerd", "--version")}
+        record = {"command": " ".join(sys.argv), "num_cpus": os.cpu_count(), "versions": versions}
+        record |= {"gib": options.gib, "rows": rows}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

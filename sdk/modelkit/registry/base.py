@@ -210,8 +210,8 @@ class Source(Protocol):
         """What to call it before people, such as "localhost:5000/chat"."""
         ...
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """Yield a blob in pieces, unverified. Raises RegistryError where it is not there."""
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """Yield a blob in pieces, from a byte on, unverified. Raises RegistryError where it is not there."""
         ...
 
     def get_manifest(self, reference: str) -> Manifest:

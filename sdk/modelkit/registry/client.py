@@ -97,9 +97,9 @@ class Client:
         response = self._send("HEAD", f"blobs/{descriptor.digest}", action, also={_NOT_FOUND})
         return response.status_code != _NOT_FOUND
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
         """Yield a blob in pieces, unverified; a connection that breaks is made again from where it was."""
-        done, failures = 0, 0
+        done, failures = start, 0
         while done < descriptor.size_bytes:
             try:
                 for piece in self._read_from(descriptor, done):

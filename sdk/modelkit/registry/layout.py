@@ -66,11 +66,11 @@ class Layout:
         except FileNotFoundError:
             return False
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
         """Yield a blob in pieces, unverified."""
         path = self.blob_path(descriptor.digest)
         try:
-            yield from FilePart(path, descriptor.size_bytes)()
+            yield from FilePart(path, descriptor.size_bytes - start, start)()
         except FileNotFoundError:
             raise RegistryError(
                 f"{self.name} has lost {descriptor.name} ({descriptor.digest})", cure="upload it again"

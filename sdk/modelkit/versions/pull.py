@@ -17,9 +17,9 @@ from modelkit.errors import RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry.content import verified
+from modelkit.registry.modelpack import WeightLayer, check_complete
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.version import Version
-from modelkit.versions.weights import WeightLayer, check_complete
 
 __all__ = ["PulledModel", "place_of_checkpoints", "pull"]
 

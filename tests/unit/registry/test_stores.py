@@ -70,6 +70,7 @@ def test_a_blob_comes_back_as_it_went(store, size_bytes):
     store.write_blob(blob, Bytes(data))
     assert store.has_blob(blob)
     assert b"".join(store.read_blob(blob)) == data
+    assert b"".join(store.read_blob(blob, size_bytes // 3)) == data[size_bytes // 3 :]
     store.write_blob(blob, Bytes(data))  # again is no error
 
 

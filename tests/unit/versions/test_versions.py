@@ -12,17 +12,17 @@ from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
 from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
-from modelkit.versions import weights as weights_module
-from modelkit.versions.catalog import list_entries
-from modelkit.versions.diff import diff
-from modelkit.versions.folder import add_weights, read_folder
-from modelkit.versions.media_types import (
+from modelkit.registry.modelpack import (
     MODEL_CONFIG,
     MODEL_DOC,
     MODEL_MANIFEST,
     MODEL_WEIGHT,
     MODEL_WEIGHT_CONFIG,
 )
+from modelkit.versions import weights as weights_module
+from modelkit.versions.catalog import list_entries
+from modelkit.versions.diff import diff
+from modelkit.versions.folder import add_weights, read_folder
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -252,14 +252,14 @@ def test_a_pull_that_was_cut_goes_on(folder, tmp_path):
 @pytest.mark.parametrize("path", ["../outside", "/etc/x", "a/../../b", "a\\b", "a\nb", ""])
 def test_weights_that_would_be_written_elsewhere_are_refused(path, tmp_path):
     from modelkit.registry.base import Descriptor, Manifest, sha256_digest
-    from modelkit.versions.media_types import FILE
+    from modelkit.registry.modelpack import FILE, read_weights
 
     layer = Descriptor(
         MODEL_WEIGHT, sha256_digest(b""), 0, {FILE: json.dumps({"path": path or "/", "size": 0})}
     )
     manifest = Manifest.build({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [layer.to_json()]})
     with pytest.raises(RegistryError, match="written outside"):
-        weights_module.read_weights(manifest)
+        read_weights(manifest)
 
 
 def test_verify_finds_what_is_damaged(folder, tmp_path):
