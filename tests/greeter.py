@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from modelkit.progress import NO_PROGRESS
 from modelkit.versions.folder import add_weights, read_folder
 from modelkit.versions.upload import check_upload, upload
 from modelkit.versions.version import compose
@@ -44,9 +45,14 @@ def write_greeter(folder: Path) -> Path:
     return folder
 
 
+def with_weights(folder, progress=NO_PROGRESS, **options):
+    """Read a folder with its checkpoint, which lies in it."""
+    return add_weights(read_folder(folder, **options), {"default": folder / "checkpoint"}, progress)
+
+
 def send(folder, store, *, tag=None, allow_breaking=False):
     """Upload a folder as the command does, without what it prints."""
-    read = read_folder(folder)
+    read = with_weights(folder)
     preflight = check_upload(store, read.content.signatures, allow_breaking=allow_breaking)
-    draft, index = compose(add_weights(read).content)
+    draft, index = compose(read.content)
     return upload(draft, index, store, preflight, tag=tag)

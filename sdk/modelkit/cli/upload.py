@@ -119,8 +119,9 @@ def _upload(
         signatures = folder.content.signatures
         preflight = check_upload(store, signatures, allow_breaking=allow_breaking)
     if weights:
+        places = _checkpoints(folder)
         with console.status("reading the weights"), console.transfer("hashing the weights") as progress:
-            folder = add_weights(folder, progress)
+            folder = add_weights(folder, places, progress)
     with console.status("composing the version"), console.transfer("hashing the parts") as progress:
         draft, index = compose(folder.content, progress)
 
@@ -132,6 +133,16 @@ def _upload(
     with console.status(f"uploading to {target.name}"), console.transfer("uploading") as progress:
         result = upload(draft, index, store, preflight, tag=target.tag, attach=attach, progress=progress)
     return folder, result
+
+
+def _checkpoints(folder: "Folder") -> dict[str, Path]:
+    """Return where the checkpoints are, fetching what is not there."""
+    from modelkit.checkpoints import resolve
+
+    config = folder.config.checkpoints
+    if config is None:
+        return {}
+    return {"default": resolve(config, folder.path)}
 
 
 def _attach_documents(folder: "Folder", store: "Store", index: "Manifest") -> None:

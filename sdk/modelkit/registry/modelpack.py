@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelkit.errors import RegistryError
-from modelkit.registry.base import Descriptor, Manifest
+from modelkit.registry.base import TITLE, Descriptor, Manifest
 
 __all__ = [
     "FILE",
@@ -58,7 +58,10 @@ def read_weights(manifest: Manifest) -> list[WeightLayer]:
 def _read_layer(descriptor: Descriptor) -> WeightLayer:
     try:
         said: dict[str, Any] = json.loads(descriptor.annotations.get(FILE) or "{}")
-        path = str(said.get("path") or descriptor.annotations[MODEL_FILEPATH])
+        # oras names the files of any artifact by their title.
+        path = str(
+            said.get("path") or descriptor.annotations.get(MODEL_FILEPATH) or descriptor.annotations[TITLE]
+        )
         size, offset = int(said.get("size", descriptor.size_bytes)), int(said.get("offset", 0))
         sha256 = str(said.get("sha256") or descriptor.digest.partition(":")[2])
     except (KeyError, ValueError, AttributeError) as error:

@@ -7,20 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelkit.checkpoints import resolve
-from modelkit.config import CheckpointConfig, Config, find_config, load_config
+from modelkit.config import Config, find_config, load_config
 from modelkit.errors import ConfigError, Problem
 from modelkit.model import import_checked_class, read_signatures
 from modelkit.package import collect
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.versions.signatures import signatures_document
 from modelkit.versions.version import ImagePart, VersionContent
-from modelkit.versions.weights import Checkpoint, weigh_folder
+from modelkit.versions.weights import weigh_folder
 
 __all__ = ["Folder", "add_weights", "read_folder", "secret_values", "wants_weights"]
 
 LOCK_NAME = "modelkit.lock"
-_DEFAULT = "default"
 _MIN_CHARACTERS = 8  # of a secret: a shorter one would be found by chance
 
 
@@ -64,14 +62,16 @@ def read_folder(
     return Folder(model_dir, config, content, package.warnings)
 
 
-def add_weights(folder: Folder, progress: TransferProgress = NO_PROGRESS) -> Folder:
-    """Return the folder with the weights of its checkpoint, which are fetched and hashed where they have to be.
+def add_weights(
+    folder: Folder, places: Mapping[str, Path], progress: TransferProgress = NO_PROGRESS
+) -> Folder:
+    """Return the folder with its checkpoints, whose files are in `places` by the name of each.
 
-    Raises LoadError where the checkpoint cannot be had.
+    What modelkit.lock does not pin is hashed. Raises UsageError where a pinned file is not there, or another one.
     """
-    if folder.config.checkpoints is None:
-        return folder
-    checkpoints = (_checkpoint(folder.config.checkpoints, folder.path, progress),)
+    checkpoints = tuple(
+        weigh_folder(name, place, _pins(folder.path, name), progress) for name, place in places.items()
+    )
     return replace(folder, content=replace(folder.content, checkpoints=checkpoints))
 
 
@@ -98,11 +98,6 @@ def _refuse_secrets(document: Mapping[str, Any], secrets: Mapping[str, str], fil
     if found:
         cure = "let the model read the variable itself, and name it under 'secrets'"
         raise ConfigError([Problem(f"the config holds the value of {name}", cure, file) for name in found])
-
-
-def _checkpoint(config: CheckpointConfig, model_dir: Path, progress: TransferProgress) -> Checkpoint:
-    folder = resolve(config, model_dir)
-    return weigh_folder(_DEFAULT, folder, _pins(model_dir, _DEFAULT), progress)
 
 
 def _pins(model_dir: Path, name: str) -> dict[str, tuple[int, str]] | None:

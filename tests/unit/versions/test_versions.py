@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from greeter import MODEL, WEIGHTS, send
+from greeter import MODEL, WEIGHTS, send, with_weights
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
@@ -22,7 +22,6 @@ from modelkit.registry.modelpack import (
 from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
-from modelkit.versions.folder import add_weights, read_folder
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -138,7 +137,7 @@ def test_a_large_file_that_is_not_the_pinned_one_is_noticed(folder, tmp_path, sm
     files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
     (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
     with pytest.raises(UsageError, match="is not the file that was pinned"):
-        compose(add_weights(read_folder(folder)).content)
+        compose(with_weights(folder).content)
 
 
 def test_a_small_file_that_is_not_the_pinned_one_is_refused_where_it_arrives(folder, store):
@@ -182,7 +181,7 @@ def image_in(store):
 
 def test_whoever_knows_images_finds_the_image_in_a_version(folder, tmp_path):
     layout, target = (Layout(LayoutReference(tmp_path / name)) for name in ("built", "versions"))
-    content = add_weights(read_folder(folder, image=image_in(layout))).content
+    content = with_weights(folder, image=image_in(layout)).content
     draft, index = compose(content)
     copy(draft, target, index.digest, tags=["v1"])
     for command in (
@@ -297,7 +296,7 @@ def test_two_uploads_at_once_get_two_numbers(folder, tmp_path):
     with open_store(reference) as store:
         for text in ("# one\n", "# two\n"):
             (folder / "model.py").write_text(MODEL + text)
-            draft, index = compose(add_weights(read_folder(folder)).content)
+            draft, index = compose(with_weights(folder).content)
             copy(draft, store, index.digest)
             indexes.append(index)
         assert store.claim_tag(indexes[0], "v1")
@@ -322,7 +321,7 @@ class Heard:
 def test_a_checkpoint_is_hashed_once(folder, small_parts):
     def hashed():
         heard = Heard()
-        compose(add_weights(read_folder(folder), heard).content, heard)
+        compose(with_weights(folder, heard).content, heard)
         return heard.total_bytes
 
     size = sum(len(data) for data in WEIGHTS.values())
