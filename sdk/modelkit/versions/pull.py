@@ -8,7 +8,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,26 @@ def _fetch_weights(
         _note(done, names[id(layer)], layer).touch()
 
     in_parallel(fetch, todo, _WORKERS)
+    for name, found in layers.items():
+        _check_wholes(found, draft / places[name])
+
+
+def _check_wholes(layers: Sequence[WeightLayer], folder: Path) -> None:
+    """Compare each file with its own hash: that of a single layer is the same, that of parts has to be computed."""
+    num_parts = Counter(layer.path for layer in layers)
+
+    def check(layer: WeightLayer) -> None:
+        sha256 = layer.descriptor.digest.partition(":")[2]
+        if num_parts[layer.path] > 1:
+            with (folder / layer.path).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != layer.file_sha256:
+            raise RegistryError(
+                f"{layer.path} is not what the version says it is",
+                cure="do not use it; upload the version again",
+            )
+
+    in_parallel(check, [layer for layer in layers if layer.offset == 0], _WORKERS)
 
 
 def _note(done: Path, checkpoint: str, layer: WeightLayer) -> Path:

@@ -1,5 +1,6 @@
 """Versions: numbered once, unchanged where nothing changed, the same folder when they come back."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -246,6 +247,30 @@ def test_a_pull_that_was_cut_goes_on(folder, tmp_path):
     blob.with_suffix(".away").rename(blob)
     assert checkpoint_of(pull(version, tmp_path / "pulled").checkpoints["default"]) == WEIGHTS
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("size_bytes", [300_000, 10_000_000])
+def test_a_manifest_that_lies_about_a_whole_file_is_found_out(folder, tmp_path, monkeypatch, size_bytes):
+    """Of parts that have their digests a lie could be put together; whoever trusts the file's own hash must not."""
+    monkeypatch.setattr(weights_module, "PART_BYTES", size_bytes)
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    honest = with_weights(folder).content
+    draft, index = compose(honest)
+    lying = {each.digest: each for each in index.children}
+    weights = draft.get_manifest(
+        next(d for d, each in lying.items() if each.annotations["io.modelkit.part"] == "weights")
+    )
+    sha256 = hashlib.sha256(WEIGHTS["model.safetensors"]).hexdigest()
+    document = json.loads(
+        weights.content.replace(f'\\"sha256\\": \\"{sha256}'.encode(), b'\\"sha256\\": \\"' + b"0" * 64)
+    )
+    forged = draft.add_manifest(document)
+    assert forged.digest != weights.digest
+    text = index.content.decode().replace(weights.digest, forged.digest)
+    text = text.replace(f'"size":{len(weights.content)}', f'"size":{len(forged.content)}')
+    copy(draft, layout, draft.add_manifest(json.loads(text)).digest, tags=["v1"])
+    with pytest.raises(RegistryError, match=r"model\.safetensors is not what the version says"):
+        pull(read_version(layout, "v1"), tmp_path / "pulled")
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/x", "a/../../b", "a\\b", "a\nb", ""])
