@@ -6,6 +6,7 @@
     ├── LoadError                      1   FAILED_PRECONDITION  the model or its checkpoint could not be loaded
     ├── EngineError                    1   INTERNAL             the engine refused or died
     ├── ServeError                     1   UNAVAILABLE          the server could not start (a port in use, ...)
+    ├── RegistryError                  1   UNAVAILABLE          a registry refused, or cannot be reached
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
         ├── NotFoundError                  NOT_FOUND
@@ -47,6 +48,7 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "Problem",
+    "RegistryError",
     "ServeError",
     "UnauthenticatedError",
     "UnavailableError",
@@ -126,6 +128,12 @@ class EngineError(ModelkitError):
 
 class ServeError(ModelkitError):
     """The server could not start."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+class RegistryError(ModelkitError):
+    """A registry, or a layout on this machine, refused something, lacks it, or cannot be reached."""
 
     grpc_status = "UNAVAILABLE"
 

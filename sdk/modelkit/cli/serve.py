@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -34,7 +34,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
+    path: Annotated[
+        Path, typer.Argument(help="The model folder, its config.yaml, or a version: chat:v3.")
+    ] = Path(),
     *,
     local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -104,11 +106,12 @@ def command(
         return _reload(path)
     _end_with_the_watcher()
     progress = _Progress()
-    config = load_folder(path, environment, overrides or ())
+    path, settings = _find_folder(path)
+    config = load_folder(path, environment, [*settings, *(overrides or ())])
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
-    is_own_config = not (environment or os.environ.get("MODELKIT_ENV") or overrides or engine)
+    is_own_config = not (environment or os.environ.get("MODELKIT_ENV") or overrides or settings or engine)
 
     def prepare() -> dict[str, Path]:
         return prepare_checkpoints(config, path, offline=offline, writes_lock=is_own_config, hold=True)
@@ -144,6 +147,19 @@ def command(
             console.info(progress.profile.table())
 
     return _run(server, progress, on_ready)
+
+
+def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:
+    """Return the model folder to serve, a version pulled where one is named, with the settings that find its weights."""
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
+        return path, ()
+    from modelkit.versions.local import looks_like_reference, materialize
+
+    if not looks_like_reference(str(path)):
+        return path, ()
+    with console.transfer(f"pulling {path}") as progress:
+        pulled = materialize(str(path), progress=progress)
+    return pulled.folder, pulled.overrides
 
 
 class _Progress:
