@@ -1,0 +1,228 @@
+"""What an image will be, decided before anything is built: both builders make the same image of the same plan.
+
+The layers lie so that what changes often lies on top: base, system packages, dependencies, weights, code. Nothing is
+fetched, asked or written here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from modelkit import __version__
+from modelkit.config import Config
+from modelkit.engines.catalog import ENGINES
+from modelkit.image.context import code_files
+from modelkit.image.requirements import ImageFile, Requirements, read_requirements
+from modelkit.image.sdk_wheel import DISTRIBUTION
+
+__all__ = [
+    "APP_DIR",
+    "CACHE_DIR",
+    "GRPC_PORT",
+    "HOME_DIR",
+    "HTTP_PORT",
+    "TORCH_CPU_INDEX",
+    "USER_ID",
+    "VENV_DIR",
+    "WEIGHTS_DIR",
+    "ImagePlan",
+    "Weights",
+    "default_tag",
+    "local_weights_override",
+    "plan_image",
+    "sdk_requirement",
+]
+
+# Where things are in the image.
+VENV_DIR = "/opt/modelkit"
+APP_DIR = "/app"
+WEIGHTS_DIR = "/weights"
+CACHE_DIR = "/cache"
+HOME_DIR = "/home/modelkit"
+# No user of a base image has it; above 10000, as Kubernetes' guides ask for.
+USER_ID = 10001
+GRPC_PORT = 50051
+HTTP_PORT = 8000
+
+# PyPI's torch brings gigabytes of CUDA, which a replica without accelerators has no use for.
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+_TORCH_FAMILY = ("torch", "torchvision", "torchaudio", "transformers", "sentence-transformers", "accelerate")
+
+_PROBE = (
+    "from http.client import HTTPConnection as C; c = C('127.0.0.1', {port}, timeout=4); "
+    "c.request('GET', '/ready'); raise SystemExit(c.getresponse().status != 200)"
+)
+_DEFAULT_START_S = 120.0
+
+Weights = Literal["none", "inside", "mounted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlan:
+    """Everything that decides what an image is, but for the bytes of its files.
+
+    `engine_python` is the base image's interpreter that has the engine, None where modelkit needs none of it. A
+    `dockerfile` of the author's own decides alone; nothing else of the plan then counts but tag and platform.
+    """
+
+    config: Config
+    model_dir: Path
+    base_image: str
+    tag: str
+    platform: str | None
+    requirements: Requirements
+    code: tuple[ImageFile, ...]
+    weights: Weights
+    engine_python: str | None = None
+    dockerfile: Path | None = None
+    serve_options: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def engine(self) -> str:
+        """The engine's name, "" for a plain Python model."""
+        return self.config.engine.name if self.config.engine else ""
+
+    @property
+    def sdk_extras(self) -> str:
+        """What modelkit is installed with: the extra of an engine that runs in its process, such as "[transformers]"."""
+        info = ENGINES.get(self.engine)
+        return f"[{info.extra}]" if info is not None and info.libraries else ""
+
+    @property
+    def extra_index(self) -> str | None:
+        """The index that has torch without CUDA, where the image needs torch and has no accelerators."""
+        needs_torch = bool(self.sdk_extras) or self.requirements.has(*_TORCH_FAMILY)
+        needs_cuda = self.config.compute.num_accelerators > 0 or self.engine_python is not None
+        return TORCH_CPU_INDEX if needs_torch and not needs_cuda else None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of the image, but for PATH."""
+        offline = {"HF_HUB_OFFLINE": "1"} if self.weights == "inside" else {}
+        return {
+            "HOME": HOME_DIR,
+            "USER": "modelkit",  # for whom the base has no name in /etc/passwd; torch asks for it
+            "XDG_CACHE_HOME": CACHE_DIR,
+            "HF_HOME": f"{CACHE_DIR}/huggingface",
+            "PYTHONUNBUFFERED": "1",
+            **offline,
+        }
+
+    @property
+    def entrypoint(self) -> list[str]:
+        """The command of the image, in exec form, so that it gets the signals itself."""
+        options = [*self.serve_options]
+        if self.engine_python is not None:
+            options += ["--set", f"engine.python={self.engine_python}"]
+        if self.weights == "inside":
+            options += ["--set", local_weights_override(WEIGHTS_DIR)]
+        return [f"{VENV_DIR}/bin/modelkit", "serve", APP_DIR, "--host", "0.0.0.0", *options]  # noqa: S104 - inside
+
+    @property
+    def probe(self) -> list[str]:
+        """The command of the health check: is the model ready? Python alone, for a slim image has no curl."""
+        return [f"{VENV_DIR}/bin/python", "-Ic", _PROBE.format(port=HTTP_PORT)]
+
+    @property
+    def start_timeout_s(self) -> float:
+        """How long a container may take until it is ready."""
+        return self.config.engine.start_timeout_s if self.config.engine else _DEFAULT_START_S
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The image's labels; the same for the same folder: no time, no machine."""
+        model = self.config.model
+        labels = {
+            "org.opencontainers.image.title": model.id,
+            "org.opencontainers.image.description": " ".join(model.description.split()),
+            "org.opencontainers.image.base.name": self.base_image,
+            "modelkit.version": __version__,
+            "modelkit.engine": self.engine,
+        }
+        return {name: text for name, text in labels.items() if text}
+
+
+def plan_image(
+    config: Config,
+    model_dir: Path,
+    *,
+    tag: str | None = None,
+    platform: str | None = None,
+    serve_options: Sequence[str] = (),
+) -> ImagePlan:
+    """Decide what the image of a model folder is.
+
+    `serve_options` are handed to `modelkit serve` in the image: what was laid over config.yaml here has to be there.
+    Raises UsageError where requirements.txt cannot work in an image.
+    """
+    own = model_dir / "Dockerfile"
+    info = ENGINES.get(config.engine.name) if config.engine else None
+    has_engine = info is not None and bool(info.module) and not info.libraries
+    assert info is not None or not has_engine
+    requirements = read_requirements(model_dir, provided=info.module if has_engine and info else "")
+    weights = _weights(config)
+    checkpoint = _local_checkpoint(config, model_dir) if weights == "inside" else None
+    notes = [f"{text}: left out of the dependencies, the base image has it" for text in requirements.left_out]
+    return ImagePlan(
+        config=config,
+        model_dir=model_dir,
+        base_image=_base_image(config),
+        tag=tag or default_tag(config),
+        platform=platform or config.build.platform,
+        requirements=requirements,
+        code=code_files(model_dir, without=checkpoint),
+        weights=weights,
+        engine_python="python3" if has_engine else None,
+        dockerfile=own if own.is_file() else None,
+        serve_options=tuple(serve_options),
+        notes=tuple(notes),
+    )
+
+
+def default_tag(config: Config) -> str:
+    """Return the name of an image that is for this machine only: the model's id as a repository's name."""
+    return re.sub(r"[^a-z0-9]+", "-", config.model.id.lower()).strip("-") + ":dev"
+
+
+def local_weights_override(folder: str) -> str:
+    """Return the `--set` that makes a server take the checkpoint of a folder, wherever config.yaml has it from."""
+    return f"checkpoints={{type: local, path: {folder}}}"
+
+
+def sdk_requirement(plan: ImagePlan, wheel: Path | None, folder: str = ".") -> str:
+    """Return what pip installs as modelkit: a wheel in `folder`, or this version from the index."""
+    name = f"{folder}/{wheel.name}" if wheel is not None else DISTRIBUTION
+    return name + plan.sdk_extras + ("" if wheel is not None else f"=={__version__}")
+
+
+def _base_image(config: Config) -> str:
+    if config.build.image is not None:
+        return config.build.image
+    slim = f"python:{config.build.python_version}-slim"
+    if config.engine is None:
+        return slim
+    image = ENGINES[config.engine.name].image
+    if image.startswith("python:"):
+        return slim
+    # The images of all engines with builds are tagged with the engine's version.
+    name, _, tag = image.rpartition(":")
+    version = config.engine.version
+    return f"{name}:v{version.partition('+')[0]}" if version is not None and tag.startswith("v") else image
+
+
+def _weights(config: Config) -> Weights:
+    """Tell where the weights are. Those of a local folder are inside whatever `when` says: no replica could get them."""
+    if config.checkpoints is None:
+        return "none"
+    is_inside = config.checkpoints.when == "build" or config.checkpoints.type == "local"
+    return "inside" if is_inside else "mounted"
+
+
+def _local_checkpoint(config: Config, model_dir: Path) -> Path | None:
+    checkpoint = config.checkpoints
+    if checkpoint is None or checkpoint.type != "local" or checkpoint.path is None:
+        return None
+    return (model_dir / Path(checkpoint.path).expanduser()).resolve()
