@@ -43,6 +43,7 @@ _MAKE, _RUN, _ABOUT = "Make a model", "Run it", "About"
 VERBS: dict[str, Verb] = {
     "init": Verb("modelkit.cli.init", "Write a new model folder from a template.", _MAKE),
     "validate": Verb("modelkit.cli.validate", "Find every mistake in a model folder.", _MAKE),
+    "build": Verb("modelkit.cli.build", "Build the image of a model.", _MAKE),
     "schema": Verb("modelkit.cli.schema", "Print the JSON Schema of config.yaml.", _MAKE),
     "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC and HTTP.", _RUN),
     "engines": Verb(

@@ -37,7 +37,11 @@ def code_files(model_dir: Path, *, without: Path | None = None) -> tuple[ImageFi
 
 def folder_files(folder: Path) -> tuple[ImageFile, ...]:
     """Return every file of a checkpoint's folder, by name; links are followed, for the Hub's cache is made of them."""
-    found = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts]
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and ".cache" not in path.relative_to(folder).parts
+    ]
     return tuple(ImageFile(path.relative_to(folder).as_posix(), path.resolve()) for path in sorted(found))
 
 

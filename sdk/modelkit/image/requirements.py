@@ -78,7 +78,9 @@ def read_requirements(model_dir: Path, provided: str = "") -> Requirements:
             continue
         lines.append(requirement)
         files.update(_files(path, number, text))
-    return Requirements(tuple(lines), tuple(ImageFile(*item) for item in sorted(files.items())), tuple(left_out))
+    return Requirements(
+        tuple(lines), tuple(ImageFile(*item) for item in sorted(files.items())), tuple(left_out)
+    )
 
 
 def canonical(name: str) -> str:
@@ -110,7 +112,9 @@ def _name(text: str) -> str:
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith((".", "/", "~", "file:")) or text.split(" ")[0].endswith((".whl", ".tar.gz"))
+    return text.startswith((".", "/", "~", "file:")) or text.split(" ", maxsplit=1)[0].endswith(
+        (".whl", ".tar.gz")
+    )
 
 
 def _files(path: Path, number: int, text: str) -> dict[str, Path]:
@@ -135,7 +139,7 @@ def _files(path: Path, number: int, text: str) -> dict[str, Path]:
     include = _INCLUDE.match(text)
     if include is None and not _is_path(text):
         return {}
-    name = include["file"] if include else text.split(" ")[0]
+    name = include["file"] if include else text.split(" ", maxsplit=1)[0]
     if "://" in name:
         return {}
     return _included(path, place, name, is_list=include is not None)

@@ -61,7 +61,8 @@ def _build(root: Path, folder: Path) -> Path:
         if run.returncode != 0 or wheel is None:
             last = (run.stderr or run.stdout).strip().splitlines()[-8:]
             raise BuildError(
-                "modelkit runs from a source tree, and no wheel of it could be built:\n    " + "\n    ".join(last),
+                "modelkit runs from a source tree, and no wheel of it could be built:\n    "
+                + "\n    ".join(last),
                 cure=f"{sys.executable} -m pip install hatchling",
             )
         for earlier in folder.parent.iterdir():

@@ -22,7 +22,16 @@ __all__ = ["BuildSecrets", "build_secrets"]
 HIDDEN = "****"
 
 # What pip's users set for an index, in the order of pip.conf; lists are divided at white space.
-_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "timeout", "retries", "proxy", "pre", "prefer-binary")
+_SETTINGS = (
+    "index-url",
+    "extra-index-url",
+    "trusted-host",
+    "timeout",
+    "retries",
+    "proxy",
+    "pre",
+    "prefer-binary",
+)
 _LISTS = frozenset({"extra-index-url", "trusted-host"})
 _URLS = frozenset({"index-url", "extra-index-url"})
 _SECTIONS = ("global", "install")
@@ -52,7 +61,9 @@ def build_secrets(environment: Mapping[str, str] = os.environ) -> BuildSecrets:
     """Return what the steps of a build need of this machine's pip settings and CA bundle; all ids, some empty."""
     settings = _pip_settings(environment)
     ca = _ca_bundle(environment, settings)
-    urls = [_with_login(url, _netrc_file(environment)) for key in _URLS for url in settings.get(key, "").split()]
+    urls = [
+        _with_login(url, _netrc_file(environment)) for key in _URLS for url in settings.get(key, "").split()
+    ]
     passwords = {secret for url in urls for secret in _passwords(url)}
     return BuildSecrets(
         {
@@ -115,7 +126,9 @@ def _pip_files(environment: Mapping[str, str]) -> Iterator[Path]:
     if named == os.devnull:
         return
     home = Path(environment.get("HOME") or Path.home())
-    yield from (Path(folder) / "pip/pip.conf" for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":"))
+    yield from (
+        Path(folder) / "pip/pip.conf" for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
+    )
     yield Path("/etc/pip.conf")
     yield home / ".pip/pip.conf"
     yield Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "pip/pip.conf"

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,12 @@ class Tool:
         command = [self.path, *arguments]
         try:
             return subprocess.run(  # noqa: S603 - a client found on the PATH
-                command, capture_output=True, text=True, check=False, timeout=timeout_s, stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout_s,
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout_s:.0f} s")
@@ -111,7 +116,9 @@ def tool_problem(tool: Tool) -> BuildError | None:
             "this user may not talk to the Docker daemon",
             cure="sudo usermod -aG docker $USER, then log in again; or `--builder oci`, which needs no Docker",
         )
-    if re.search(r"cannot connect|is the docker daemon running|connection refused|no such file", text, re.IGNORECASE):
+    if re.search(
+        r"cannot connect|is the docker daemon running|connection refused|no such file", text, re.IGNORECASE
+    ):
         return BuildError(
             "the Docker daemon does not run",
             cure="start it (`sudo systemctl start docker`, or Docker Desktop), or use `--builder oci`, which needs none",

@@ -78,8 +78,12 @@ _CAUSES = (
     ),
 )
 
-_NO_VERSION = re.compile(r"(?:No matching distribution found for|satisfies the requirement) (?P<what>[^\s(;]+)")
-_CONFLICT = re.compile(r"Cannot install (?P<what>.+?) because these package versions have conflicting dependencies")
+_NO_VERSION = re.compile(
+    r"(?:No matching distribution found for|satisfies the requirement) (?P<what>[^\s(;]+)"
+)
+_CONFLICT = re.compile(
+    r"Cannot install (?P<what>.+?) because these package versions have conflicting dependencies"
+)
 
 
 def build_failure(plan: ImagePlan, step: str, lines: list[str]) -> BuildError:
@@ -93,15 +97,21 @@ def build_failure(plan: ImagePlan, step: str, lines: list[str]) -> BuildError:
             match = cause.pattern.search(text)
             if match:
                 what = next((name for name in match.groupdict().values() if name), "").strip("'")
-                return BuildError(cause.message.format(base=plan.base_image, what=what) + shown, cure=cause.cure)
+                return BuildError(
+                    cause.message.format(base=plan.base_image, what=what) + shown, cure=cause.cure
+                )
     where = f" at the step {' '.join(step.split())[:120]}" if step else ""
-    return BuildError(f"the build failed{where}{shown}", cure="look at its last lines above; -v shows all of them")
+    return BuildError(
+        f"the build failed{where}{shown}", cure="look at its last lines above; -v shows all of them"
+    )
 
 
 def pip_failure(plan: ImagePlan, lines: list[str]) -> BuildError | None:
     """Return what pip could not resolve, with the line of requirements.txt that asked for it."""
     text = "\n".join(lines)
-    network = re.search(r"CERTIFICATE_VERIFY|SSLError|NewConnectionError|name resolution|401|403 Client", text)
+    network = re.search(
+        r"CERTIFICATE_VERIFY|SSLError|NewConnectionError|name resolution|401|403 Client", text
+    )
     conflict, missing = _CONFLICT.search(text), _NO_VERSION.search(text)
     if conflict:
         asked = [_place(plan, name) for name in re.split(r",? and |, ", conflict["what"])]

@@ -22,7 +22,9 @@ def choose_builder(name: BuilderName, plan: ImagePlan) -> tuple[Builder, str]:
     obstacle = _needs_dockerfile(plan)
     if name == "oci":
         if obstacle:
-            raise UsageError(f"the builder 'oci' runs no commands, and {obstacle}", cure="use `--builder docker`")
+            raise UsageError(
+                f"the builder 'oci' runs no commands, and {obstacle}", cure="use `--builder docker`"
+            )
         return _oci(), ""
     return _choose(obstacle)
 
@@ -32,7 +34,9 @@ def _choose(obstacle: str) -> tuple[Builder, str]:
     problem = tool_problem(tool) if tool is not None else None
     if tool is not None and problem is None:
         return _docker(), f"{tool.name} works here"
-    reason = problem.message if problem is not None else "there is neither docker with BuildKit nor podman here"
+    reason = (
+        problem.message if problem is not None else "there is neither docker with BuildKit nor podman here"
+    )
     if obstacle:
         cure = problem.cure if problem is not None else "install Docker or podman"
         raise BuildError(f"{obstacle}, and {reason}", cure=cure)

@@ -62,7 +62,13 @@ class DockerBuilder:
         with _one_at_a_time(plan, progress), tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
             source = self._source(plan, weights_dir, progress)
             id_file = Path(scratch) / "id"
-            arguments = ["build", *self._options(plan, secrets, Path(scratch)), "--iidfile", str(id_file), *source]
+            arguments = [
+                "build",
+                *self._options(plan, secrets, Path(scratch)),
+                "--iidfile",
+                str(id_file),
+                *source,
+            ]
             self._run(plan, arguments, secrets, progress)
             image_id = id_file.read_text(encoding="utf-8").strip()
         digest = self._push(plan, progress) if push else None

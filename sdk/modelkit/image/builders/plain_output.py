@@ -1,11 +1,11 @@
 """Reads what a build says while it runs: BuildKit's `--progress=plain`, and the lines of podman and buildah.
 
-    #7 [4/6] RUN --mount=type=bind,... pip install ...
-    #7 0.532 Collecting numpy
-    #7 DONE 2.1s
-    #7 ERROR: executor failed running [...]: exit code: 1
+#7 [4/6] RUN --mount=type=bind,... pip install ...
+#7 0.532 Collecting numpy
+#7 DONE 2.1s
+#7 ERROR: executor failed running [...]: exit code: 1
 
-    STEP 4/9: RUN --mount=type=bind,... pip install ...
+STEP 4/9: RUN --mount=type=bind,... pip install ...
 """
 
 import re
@@ -18,7 +18,9 @@ __all__ = ["BuildOutput"]
 _STEP = re.compile(r"#(?P<id>\d+) (?P<rest>.*)")
 _TIMED = re.compile(r"\d+\.\d+ (?P<text>.*)")
 _PODMAN_STEP = re.compile(r"STEP \d+(?:/\d+)?: (?P<instruction>.*)")
-_NOISE = re.compile(r"sha256:|DONE |CACHED|transferring |resolve |extracting |exporting |naming |writing |\.\.\.$")
+_NOISE = re.compile(
+    r"sha256:|DONE |CACHED|transferring |resolve |extracting |exporting |naming |writing |\.\.\.$"
+)
 
 # What an instruction of the rendered Dockerfile, or a step of BuildKit's own, means to a person.
 _STAGES = (
