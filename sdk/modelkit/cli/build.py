@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from modelkit.config import Config
-    from modelkit.image import BuilderName, BuiltImage, ImagePlan, Progress
+    from modelkit.image import Builder, BuilderName, BuiltImage, ImagePlan, Progress
 
-__all__ = ["build_image", "command"]
+__all__ = ["build_image", "build_with", "command"]
 
 # What a line of a build may take beside the stage, so that the spinner stays on one line.
 _DETAIL_CELLS = 60
@@ -83,12 +83,17 @@ def command(
 
 
 def build_image(plan: "ImagePlan", builder: "BuilderName" = "auto", *, push: bool = False) -> "BuiltImage":
-    """Fetch the weights that go in, and build; shows the stages meanwhile."""
+    """Choose a builder, say why, and build with it."""
     from modelkit.image import choose_builder
 
     chosen, reason = choose_builder(builder, plan)
     if reason:
         console.info(f"building with {chosen.name}: {reason}")
+    return build_with(chosen, plan, push=push)
+
+
+def build_with(builder: "Builder", plan: "ImagePlan", *, push: bool = False) -> "BuiltImage":
+    """Fetch the weights that go in, and build; shows the stages meanwhile."""
     if plan.dockerfile is not None:
         console.info(f"{plan.dockerfile} is used as it is, with the model folder as its context")
     for note in plan.notes:
@@ -100,7 +105,7 @@ def build_image(plan: "ImagePlan", builder: "BuilderName" = "auto", *, push: boo
 
             assert plan.config.checkpoints is not None
             weights_dir = resolve(plan.config.checkpoints, plan.model_dir)
-        return chosen.build(plan, weights_dir, _progress(plan.tag, show), push=push)
+        return builder.build(plan, weights_dir, _progress(plan.tag, show), push=push)
 
 
 def _progress(tag: str, show: "Callable[[str], None]") -> "Progress":

@@ -79,6 +79,10 @@ def command(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again when a file of the folder changes.")
     ] = False,
+    in_container: Annotated[
+        bool,
+        typer.Option("--in-container", help="Build the folder's image and serve from a container of it."),
+    ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
@@ -90,6 +94,8 @@ def command(
     # gRPC writes a line of its own about each fault that is reported here; must be set before it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if reload:
+        if in_container:
+            raise UsageError("--reload and --in-container exclude each other", cure="give one of the two")
         return _reload(path)
     _end_with_the_watcher()
     started = time.perf_counter()
@@ -97,6 +103,22 @@ def command(
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
+    if in_container:
+        from modelkit.cli.in_container import Publishing, serve_in_container
+
+        if tls_cert or tls_key or tls_client_ca:
+            raise UsageError("--in-container serves without TLS", cure="leave --tls-* out")
+        return serve_in_container(
+            config,
+            path,
+            Publishing(host=host, port=port, http_port=_http_port(http_port, port) if http else None),
+            config_options=_as_options(env=[environment], set=overrides, engine=[engine]),
+            server_options=_as_options(
+                cors_origin=cors_origins, api_key_env=[api_key_env], log_format=[log_format]
+            ),
+            api_key_env=api_key_env,
+            as_json=as_json,
+        )
     progress = _Progress()
     with console.status("importing model.py"):
         from modelkit.server import ServerOptions
@@ -120,6 +142,17 @@ def command(
     _warn_of_missing_secrets(config)
     server = _server(model, options, config)
     return _run(server, progress, lambda: _announce(server, config, started, as_json=as_json))
+
+
+def _as_options(**values: Sequence[str | None] | None) -> list[str]:
+    """Write options as a command line has them, for the server in a container."""
+    return [
+        part
+        for name, given in values.items()
+        for value in given or ()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", value)
+    ]
 
 
 class _Progress:

@@ -33,7 +33,7 @@ def _choose(obstacle: str) -> tuple[Builder, str]:
     tool = find_tool("docker") or find_tool("podman")
     problem = tool_problem(tool) if tool is not None else None
     if tool is not None and problem is None:
-        return _docker(), f"{tool.name} works here"
+        return _docker(), "it runs here"
     reason = (
         problem.message if problem is not None else "there is neither docker with BuildKit nor podman here"
     )
