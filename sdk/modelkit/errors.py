@@ -7,6 +7,7 @@
     ├── EngineError                    1   INTERNAL             the engine refused or died
     ├── ServeError                     1   UNAVAILABLE          the server could not start (a port in use, ...)
     ├── BuildError                     1   INTERNAL             an image could not be built
+    ├── RegistryError                  1   UNAVAILABLE          a registry refused, or cannot be reached
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
         ├── NotFoundError                  NOT_FOUND
@@ -47,6 +48,7 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "Problem",
+    "RegistryError",
     "ServeError",
     "UnauthenticatedError",
     "UnavailableError",
@@ -134,6 +136,12 @@ class BuildError(ModelkitError):
     """An image could not be built, or its container could not be started."""
 
     grpc_status = "INTERNAL"
+
+
+class RegistryError(ModelkitError):
+    """A registry, or a layout on this machine, refused something, lacks it, or cannot be reached."""
+
+    grpc_status = "UNAVAILABLE"
 
 
 class CallError(ModelkitError):
