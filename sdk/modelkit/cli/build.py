@@ -127,7 +127,7 @@ def _progress(tag: str, show: "Callable[[str], None]") -> "Progress":
 
 
 def _load(path: Path, environment: str | None, overrides: list[str]) -> "tuple[Config, Path]":
-    """Return the config, after every check that `modelkit validate` makes: a broken model is found before the image."""
+    """Return the config, and show what is doubtful in it. Raises ConfigError, for a broken model.py too."""
     from modelkit.config import check_config, find_config
 
     config, problems = check_config(path, environment=environment, overrides=overrides)
@@ -136,11 +136,22 @@ def _load(path: Path, environment: str | None, overrides: list[str]) -> "tuple[C
     if not console.is_quiet():
         console.problems(problems)
     model_dir = find_config(path).parent
-    from modelkit.model import import_checked_class
-
-    with console.status("importing model.py"):
-        import_checked_class(model_dir)
+    _check_model(model_dir)
     return config, model_dir.resolve()
+
+
+def _check_model(model_dir: Path) -> None:
+    """Raise ConfigError where model.py is missing or no Python. It is not run: what it imports may be in the image only."""
+    from modelkit.model import find_model_file, import_model_class
+
+    path = find_model_file(model_dir)
+    try:
+        if path is not None:
+            compile(path.read_bytes(), path, "exec", dont_inherit=True)
+            return
+    except (OSError, SyntaxError, ValueError):
+        pass
+    import_model_class(model_dir)  # which says what is wrong, with its line
 
 
 def _builder_name(name: str) -> "BuilderName":

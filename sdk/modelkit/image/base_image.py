@@ -9,29 +9,15 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelkit.errors import BuildError
 from modelkit.image.cache import cache_dir
-from modelkit.image.layers import MediaTypes
+from modelkit.image.layers import GZIP_LAYER, RAW_LAYER
 from modelkit.registry import Descriptor, Manifest, Store
-from modelkit.registry.base import DOCKER_MANIFEST, MANIFEST
 
 __all__ = ["BaseImage", "BasePython", "read_base"]
-
-OCI = MediaTypes(
-    MANIFEST,
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-)
-DOCKER = MediaTypes(
-    DOCKER_MANIFEST,
-    "application/vnd.docker.container.image.v1+json",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-)
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PYTHON = re.compile(r"python3(?:\.(?P<minor>\d+))?")
@@ -57,14 +43,9 @@ class BaseImage:
     config: Mapping[str, Any]
 
     @property
-    def media_types(self) -> MediaTypes:
-        """The family of names that layers beside its own have to have."""
-        return DOCKER if self.manifest.media_type == DOCKER_MANIFEST else OCI
-
-    @property
     def layers(self) -> Sequence[Descriptor]:
-        """Its layers, from below."""
-        return self.manifest.blobs[1:]
+        """Its layers, from below, by OCI's names: Docker's layers are the same bytes under other names."""
+        return [replace(layer, media_type=_oci_type(layer.media_type)) for layer in self.manifest.blobs[1:]]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -116,6 +97,15 @@ def read_base(store: Store, name: str, reference: str, platform: str) -> BaseIma
     return BaseImage(name, store, manifest, config)
 
 
+def _oci_type(media_type: str) -> str:
+    if media_type.endswith(("zstd", "foreign.diff.tar.gzip")) or "nondistributable" in media_type:
+        raise BuildError(
+            f"the base image has layers of the type {media_type}, which this builder does not read",
+            cure="use `--builder docker`",
+        )
+    return GZIP_LAYER if media_type.endswith("gzip") else RAW_LAYER
+
+
 def _for_platform(index: Manifest, name: str, platform: str) -> Descriptor:
     offered = {}
     for child in index.children:
@@ -130,10 +120,6 @@ def _for_platform(index: Manifest, name: str, platform: str) -> Descriptor:
 
 def _read_names(store: Store, layer: Descriptor, pythons: dict[str, str]) -> None:
     """Add the interpreters of a layer, by path: the target of a link, "" for a file; and take away what it deletes."""
-    if layer.media_type.endswith("zstd"):
-        raise BuildError(
-            "the base image has layers of zstd, which this builder cannot read", cure="--builder docker"
-        )
     pieces = io.BufferedReader(_Reader(store.read_blob(layer)))
     with pieces, tarfile.open(fileobj=pieces, mode="r|*") as archive:
         for member in archive:

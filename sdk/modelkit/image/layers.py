@@ -19,25 +19,26 @@ from modelkit.image.cache import cache_dir
 from modelkit.image.requirements import ImageFile
 from modelkit.registry import Content, Descriptor, FilePart
 
-__all__ = ["Entry", "Layer", "MediaTypes", "group_by_size", "raw_layer", "write_layer"]
+__all__ = [
+    "GZIP_LAYER",
+    "RAW_LAYER",
+    "Entry",
+    "Layer",
+    "folder_entries",
+    "group_by_size",
+    "raw_layer",
+    "write_layer",
+]
+
+RAW_LAYER = "application/vnd.oci.image.layer.v1.tar"
+GZIP_LAYER = f"{RAW_LAYER}+gzip"
 
 # Enough to fill a connection, few enough that Docker's limit of 127 layers is far.
 _GROUP_BYTES = 512 * 1024**2
-_PIECE_BYTES = 1024**2
 # Fast: a code layer is small, and what dependencies weigh is mostly compiled code.
 _GZIP_LEVEL = 4
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * (2 * _BLOCK)
-
-
-@dataclass(frozen=True, slots=True)
-class MediaTypes:
-    """The names of one family; a registry refuses a manifest that mixes two."""
-
-    manifest: str
-    config: str
-    raw: str
-    gzip: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Layer:
     unpacked_bytes: int
 
 
-def write_layer(name: str, entries: Iterable[Entry], path: Path, media_type: str) -> Layer:
+def write_layer(name: str, entries: Iterable[Entry], path: Path) -> Layer:
     """Write a compressed layer to `path`."""
     blob, uncompressed, unpacked_bytes = _Hashed(path), hashlib.sha256(), 0
     # No name and no time in the header of gzip.
@@ -98,12 +99,12 @@ def write_layer(name: str, entries: Iterable[Entry], path: Path, media_type: str
             uncompressed.update(piece)
             unpacked_bytes += len(piece)
             archive.write(piece)
-    descriptor = Descriptor(media_type, f"sha256:{blob.sha256.hexdigest()}", blob.size_bytes)
+    descriptor = Descriptor(GZIP_LAYER, f"sha256:{blob.sha256.hexdigest()}", blob.size_bytes)
     content = FilePart(path, blob.size_bytes)
     return Layer(name, descriptor, f"sha256:{uncompressed.hexdigest()}", content, unpacked_bytes)
 
 
-def raw_layer(name: str, folder: str, files: Sequence[ImageFile], media_type: str) -> Layer:
+def raw_layer(name: str, folder: str, files: Sequence[ImageFile]) -> Layer:
     """Return an uncompressed layer of files below `folder`. It is read once for its digest, which is then remembered."""
     entries = [Entry(f"{folder}/{file.name}", file.path) for file in files]
     note = _note(entries)
@@ -118,7 +119,7 @@ def raw_layer(name: str, folder: str, files: Sequence[ImageFile], media_type: st
         digest = f"sha256:{sha256.hexdigest()}"
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps({"digest": digest, "size_bytes": size_bytes}), encoding="utf-8")
-    return Layer(name, Descriptor(media_type, digest, size_bytes), digest, lambda: _tar(entries), size_bytes)
+    return Layer(name, Descriptor(RAW_LAYER, digest, size_bytes), digest, lambda: _tar(entries), size_bytes)
 
 
 def group_by_size(files: Sequence[ImageFile]) -> list[list[ImageFile]]:

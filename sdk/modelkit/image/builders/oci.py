@@ -45,9 +45,11 @@ from modelkit.registry import (
     parse_image,
     parse_reference,
 )
-from modelkit.registry.base import sha256_digest
+from modelkit.registry.base import MANIFEST, sha256_digest
 
 __all__ = ["OciBuilder"]
+
+CONFIG = "application/vnd.oci.image.config.v1+json"
 
 # An image without a date is the same image tomorrow.
 _CREATED = "1970-01-01T00:00:00Z"
@@ -92,12 +94,12 @@ class OciBuilder:
                 draft.add(made.descriptor, made.content)
             config = _config(plan, base, layers)
             config_bytes = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-            config_blob = Descriptor(base.media_types.config, sha256_digest(config_bytes), len(config_bytes))
+            config_blob = Descriptor(CONFIG, sha256_digest(config_bytes), len(config_bytes))
             draft.add(config_blob, Bytes(config_bytes))
             manifest = draft.add_manifest(
                 {
                     "schemaVersion": 2,
-                    "mediaType": base.media_types.manifest,
+                    "mediaType": MANIFEST,
                     "config": config_blob.to_json(),
                     "layers": [
                         part.to_json() for part in (*base.layers, *(made.descriptor for made in layers))
@@ -122,12 +124,11 @@ class OciBuilder:
         """Return our layers, from below: dependencies, weights, code."""
         progress.on_stage("looking for the base image's Python")
         python = base.find_python()
-        types = base.media_types
         layers = [_dependencies(plan, base, python, progress)]
         if weights_dir is not None:
             progress.on_stage("reading the weights")
             groups = group_by_size(folder_files(weights_dir))
-            layers += [raw_layer("weights", WEIGHTS_DIR[1:], group, types.raw) for group in groups]
+            layers += [raw_layer("weights", WEIGHTS_DIR[1:], group) for group in groups]
         progress.on_stage("packing the code")
         code = [
             Entry(
@@ -135,7 +136,7 @@ class OciBuilder:
             )
             for file in plan.code
         ]
-        layers.append(write_layer("code", code, scratch / "code", types.gzip))
+        layers.append(write_layer("code", code, scratch / "code"))
         return layers
 
 
@@ -170,7 +171,7 @@ def _dependencies(plan: ImagePlan, base: BaseImage, python: BasePython, progress
     """Return the layer with modelkit's environment, made once for the same requirements and kept."""
     wheel = sdk_wheel()
     platform = f"{base.config['os']}/{base.config['architecture']}"
-    key = _key(plan, wheel, python, platform, base.media_types.gzip)
+    key = _key(plan, wheel, python, platform)
     kept = cache_dir() / "layers" / key
     layer = _kept(kept)
     if layer is None:
@@ -181,7 +182,7 @@ def _dependencies(plan: ImagePlan, base: BaseImage, python: BasePython, progress
         ):
             progress.on_stage("packing the dependencies")
             entries = _environment(plan, python, site_packages)
-            layer = write_layer("dependencies", entries, Path(scratch) / "blob", base.media_types.gzip)
+            layer = write_layer("dependencies", entries, Path(scratch) / "blob")
             _keep(kept, layer, Path(scratch) / "blob")
     return _kept(kept) or layer
 
@@ -203,11 +204,11 @@ def _environment(plan: ImagePlan, python: BasePython, site_packages: Path) -> li
     ]
 
 
-def _key(plan: ImagePlan, wheel: Path | None, python: BasePython, platform: str, media_type: str) -> str:
+def _key(plan: ImagePlan, wheel: Path | None, python: BasePython, platform: str) -> str:
     """Return a name for everything that the dependencies' layer is made of."""
     digest = hashlib.sha256()
     facts = [__version__, plan.requirements.text, plan.sdk_extras, plan.extra_index, plan.engine_python]
-    digest.update(repr([*facts, python.path, python.version, platform, media_type]).encode())
+    digest.update(repr([*facts, python.path, python.version, platform]).encode())
     for path in [file.path for file in plan.requirements.files] + ([wheel] if wheel else []):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]
