@@ -145,6 +145,21 @@ def test_sigterm_lets_a_running_call_end(docker, built):
         assert docker("inspect", "--format", "{{.State.ExitCode}}", name) == "0"
 
 
+def test_torch_without_cuda_is_left_to_uv_which_does_not_stay(docker, image_folder):
+    # Named, so that uv is used, and not installed, for its index is not on this machine's network.
+    (image_folder / "requirements.txt").write_text(
+        "torch==2.13.0 ; sys_platform == 'never'\npackaging==24.2\n"
+    )
+    tag = docker.tag()
+    _, said = build(image_folder, "--builder", "docker", "--tag", tag, "-v")
+    assert "--torch-backend cpu" in said
+    names = docker("run", "--rm", "--entrypoint", "ls", tag, "/opt/modelkit/bin").split()
+    assert "modelkit" in names
+    assert "uv" not in names
+    with running(docker, tag) as (_, client):
+        assert client.methods.greet(name="Ada") == "Hello, Ada!"
+
+
 # ------------------------------------------------------------------------------------------------- without a Dockerfile
 
 

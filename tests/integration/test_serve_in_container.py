@@ -221,6 +221,8 @@ def test_weights_that_are_not_in_the_image_are_mounted(docker, folder, tmp_path,
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("a" * 40)
     override = "checkpoints={type: huggingface, repo_id: org/name}"
-    with serving(folder, "--set", override, env={"HF_HUB_OFFLINE": "1"}) as served:
-        with Client(served.ready()["address"]) as client:
-            assert client.methods.weights() == "from the hub"
+    with (
+        serving(folder, "--set", override, env={"HF_HUB_OFFLINE": "1"}) as served,
+        Client(served.ready()["address"]) as client,
+    ):
+        assert client.methods.weights() == "from the hub"

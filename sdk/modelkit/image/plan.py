@@ -23,7 +23,6 @@ __all__ = [
     "GRPC_PORT",
     "HOME_DIR",
     "HTTP_PORT",
-    "TORCH_CPU_INDEX",
     "USER_ID",
     "VENV_DIR",
     "WEIGHTS_DIR",
@@ -46,8 +45,6 @@ USER_ID = 10001
 GRPC_PORT = 50051
 HTTP_PORT = 8000
 
-# PyPI's torch brings gigabytes of CUDA, which a replica without accelerators has no use for.
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _TORCH_FAMILY = ("torch", "torchvision", "torchaudio", "transformers", "sentence-transformers", "accelerate")
 
 _PROBE = (
@@ -92,11 +89,11 @@ class ImagePlan:
         return f"[{info.extra}]" if info is not None and info.libraries else ""
 
     @property
-    def extra_index(self) -> str | None:
-        """The index that has torch without CUDA, where the image needs torch and has no accelerators."""
+    def wants_cpu_torch(self) -> bool:
+        """Whether the image needs torch and has no accelerators: the index's build brings gigabytes of CUDA."""
         needs_torch = bool(self.sdk_extras) or self.requirements.has(*_TORCH_FAMILY)
         needs_cuda = self.config.compute.num_accelerators > 0 or self.engine_python is not None
-        return TORCH_CPU_INDEX if needs_torch and not needs_cuda else None
+        return needs_torch and not needs_cuda
 
     @property
     def environment(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ What means something on this machine only (folders of wheels, indexes that are f
 """
 
 import configparser
+import json
 import netrc
 import os
 import re
@@ -61,14 +62,13 @@ def build_secrets(environment: Mapping[str, str] = os.environ) -> BuildSecrets:
     """Return what the steps of a build need of this machine's pip settings and CA bundle; all ids, some empty."""
     settings = _pip_settings(environment)
     ca = _ca_bundle(environment, settings)
-    urls = [
-        _with_login(url, _netrc_file(environment)) for key in _URLS for url in settings.get(key, "").split()
-    ]
+    urls = [url for key in _URLS for url in _urls(key, settings, environment)]
     passwords = {secret for url in urls for secret in _passwords(url)}
     return BuildSecrets(
         {
             "ca": ca,
             "pip_conf": _pip_conf(settings, environment, has_ca=bool(ca)),
+            "uv_toml": _uv_toml(settings, environment),
             "apt_conf": f'Acquire::https::CaInfo "{_CA_IN_STEP}";\n'.encode() if ca else b"",
         },
         # The longest first: one may be a part of another.
@@ -86,18 +86,37 @@ def _ca_bundle(environment: Mapping[str, str], settings: Mapping[str, str]) -> b
     return b""
 
 
+def _urls(key: str, settings: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
+    """Return the indexes of a setting that a build can reach, each with its login."""
+    urls = settings.get(key, "").split()
+    return [_with_login(url, _netrc_file(environment)) for url in urls if not _is_local(url)]
+
+
 def _pip_conf(settings: Mapping[str, str], environment: Mapping[str, str], *, has_ca: bool) -> bytes:
     lines = []
     for key in _SETTINGS:
         values = settings.get(key, "").split() if key in _LISTS else [settings.get(key, "")]
-        if key in _URLS:
-            values = [_with_login(url, _netrc_file(environment)) for url in values if not _is_local(url)]
-        values = [value for value in values if value]
+        values = [value for value in (_urls(key, settings, environment) if key in _URLS else values) if value]
         if values:
             lines.append(f"{key} = {' '.join(values)}")
     if has_ca:
         lines.append(f"cert = {_CA_IN_STEP}")
     return "\n".join(["[global]", *lines, ""]).encode() if lines else b""
+
+
+def _uv_toml(settings: Mapping[str, str], environment: Mapping[str, str]) -> bytes:
+    """Return the same for uv, which reads nothing of pip's: https://docs.astral.sh/uv/reference/settings/."""
+    defaults, extras = (_urls(key, settings, environment) for key in ("index-url", "extra-index-url"))
+    if not defaults and not extras:
+        return b""
+    lines = ['index-strategy = "unsafe-best-match"']  # as pip does
+    if hosts := settings.get("trusted-host", "").split():
+        lines.append(f"allow-insecure-host = {json.dumps(hosts)}")
+    for url in extras:
+        lines += ["[[index]]", f"url = {json.dumps(url)}"]
+    for url in defaults:
+        lines += ["[[index]]", f"url = {json.dumps(url)}", "default = true"]
+    return "\n".join([*lines, ""]).encode()
 
 
 def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:

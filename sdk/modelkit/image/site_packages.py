@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from modelkit.engines.installers import Progress
+from modelkit.engines.installers import Progress, gpu_packages
 from modelkit.errors import BuildError
 from modelkit.image.builders.causes import pip_failure
 from modelkit.image.plan import ImagePlan, sdk_requirement
@@ -47,14 +47,16 @@ def install_site_packages(
             shutil.copyfile(file.path, given / file.name)
         if wheel is not None:
             shutil.copyfile(wheel, given / wheel.name)
-        command = _command(python_version, platform, target)
-        if plan.extra_index is not None:
-            command += ["--extra-index-url", plan.extra_index]
-        command += ["--requirement", REQUIREMENTS, sdk_requirement(plan, wheel)]
+        wanted = ["--requirement", REQUIREMENTS, sdk_requirement(plan, wheel)]
         progress.on_stage("installing dependencies")
-        lines = _run(command, given, progress)
-        if lines is not None:
-            raise _failure(plan, lines, platform)
+        command = _command(python_version, platform, target)
+        _run(plan, [*command, *wanted], given, platform, progress)
+        if plan.wants_cpu_torch and gpu_packages(_distributions(target)):
+            # As for an engine's environment: uv knows where torch without CUDA is.
+            shutil.rmtree(target)
+            progress.on_stage("installing dependencies without CUDA")
+            command = [*_uv_command(python_version, platform, target), "--torch-backend", "cpu"]
+            _run(plan, [*command, *wanted], given, platform, progress)
         _clean(target)
         yield target
 
@@ -75,23 +77,30 @@ def _command(python_version: str, platform: str, target: Path) -> list[str]:
         command += ["--no-compile", "--only-binary=:all:", "--implementation", "cp", "--target", str(target)]
         command += ["--python-version", python_version]
         return command + [part for tag in [*tags, *older] for part in ("--platform", tag)]
-    uv = [uv_path] if (uv_path := shutil.which("uv")) else [sys.executable, "-m", "uv"]
-    if len(uv) > 1 and not find_spec("uv"):
+    return _uv_command(python_version, platform, target)
+
+
+def _uv_command(python_version: str, platform: str, target: Path) -> list[str]:
+    on_path = shutil.which("uv")
+    if on_path is None and not find_spec("uv"):
         raise BuildError(
-            f"the image has Python {python_version}, and modelkit runs on {sys.version_info.major}."
-            f"{sys.version_info.minor}, which chooses other packages",
-            cure=f"pip install uv, which can choose for another Python; or run modelkit with Python {python_version}",
+            f"for Python {python_version} on {platform}, pip on this machine would choose the wrong packages",
+            cure="pip install uv, which can choose for another machine",
         )
-    command = [*uv, "pip", "install", "--no-build", "--link-mode", "copy", "--target", str(target)]
+    uv = [on_path] if on_path is not None else [sys.executable, "-m", "uv"]
     return [
-        *command,
+        *(*uv, "pip", "install", "--no-build", "--link-mode", "copy", "--target", str(target)),
         *("--python-version", python_version),
-        *("--python-platform", f"{_MACHINES[machine]}-manylinux_2_{_NEWEST_GLIBC}"),
+        *("--python-platform", f"{_MACHINES[platform.split('/')[1]]}-manylinux_2_{_NEWEST_GLIBC}"),
     ]
 
 
-def _run(command: list[str], folder: Path, progress: Progress) -> list[str] | None:
-    """Run an installer; return its lines where it fails, None where it does not."""
+def _distributions(target: Path) -> list[str]:
+    return [info.name.partition("-")[0] for info in target.glob("*.dist-info")]
+
+
+def _run(plan: ImagePlan, command: list[str], folder: Path, platform: str, progress: Progress) -> None:
+    """Run an installer to its end. Raises BuildError where it fails."""
     lines: list[str] = []
     with subprocess.Popen(  # noqa: S603 - made here
         command,
@@ -110,7 +119,8 @@ def _run(command: list[str], folder: Path, progress: Progress) -> list[str] | No
         except BaseException:
             process.kill()
             raise
-    return lines if process.returncode else None
+    if process.returncode != 0:
+        raise _failure(plan, lines, platform)
 
 
 def _failure(plan: ImagePlan, lines: list[str], platform: str) -> BuildError:

@@ -111,6 +111,8 @@ class DockerBuilder:
         if plan.platform is not None:
             options += ["--platform", plan.platform]
         for secret, content in secrets.files.items():
+            if not content:
+                continue  # the steps do without
             path = scratch / secret
             path.touch(mode=0o600)
             path.write_bytes(content)
