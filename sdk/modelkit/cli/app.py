@@ -38,7 +38,7 @@ class Verb(NamedTuple):
     section: str
 
 
-_MAKE, _RUN, _ABOUT = "Make a model", "Run it", "About"
+_MAKE, _RUN, _SHIP, _ABOUT = "Make a model", "Run it", "Ship it", "About"
 
 VERBS: dict[str, Verb] = {
     "init": Verb("modelkit.cli.init", "Write a new model folder from a template.", _MAKE),
@@ -52,6 +52,19 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("modelkit.cli.predict", "Call a served model and print its answer.", _RUN),
     "describe": Verb("modelkit.cli.describe", "Show the methods of a served model.", _RUN),
     "parity": Verb("modelkit.cli.parity", "Compare the answers of several engines on one folder.", _RUN),
+    "upload": Verb("modelkit.cli.upload", "Upload a model folder as the next version of its model.", _SHIP),
+    "versions": Verb(
+        "modelkit.cli.versions", "List the versions of a model, or of all models on this machine.", _SHIP
+    ),
+    "pull": Verb("modelkit.cli.pull", "Make a model folder of a version, each file verified.", _SHIP),
+    "diff": Verb(
+        "modelkit.cli.diff",
+        "Compare two versions: config, methods, files, weights, dependencies, image.",
+        _SHIP,
+    ),
+    "verify": Verb(
+        "modelkit.cli.verify", "Verify a version: every digest, the lock's pins, the signature.", _SHIP
+    ),
     "version": Verb("modelkit.cli.version", "Show the versions of modelkit and what it runs on.", _ABOUT),
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.sizes import format_bytes
+from modelkit.cli.transfer import size_text
 from modelkit.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from modelkit.config import Config
     from modelkit.image import Builder, BuilderName, BuiltImage, ImagePlan, Progress
+    from modelkit.progress import TransferProgress
 
 __all__ = ["build_image", "build_with", "command"]
 
@@ -70,6 +71,7 @@ def command(
     from modelkit.image import plan_image
 
     plan = plan_image(config, model_dir, tag=tag, platform=platform, serve_options=options)
+    console.problems(plan.warnings)
     name = _builder_name(builder)
     if dry_run:
         _show_plan(plan, compose=compose, as_json=as_json)
@@ -98,17 +100,22 @@ def build_with(builder: "Builder", plan: "ImagePlan", *, push: bool = False) -> 
         console.info(f"{plan.dockerfile} is used as it is, with the model folder as its context")
     for note in plan.notes:
         console.info(note)
-    with console.status(f"building {plan.tag}") as show:
-        weights_dir = None
-        if plan.weights == "inside" and plan.dockerfile is None:
-            from modelkit.checkpoints import resolve
-
-            assert plan.config.checkpoints is not None
-            weights_dir = resolve(plan.config.checkpoints, plan.model_dir)
-        return builder.build(plan, weights_dir, _progress(plan.tag, show), push=push)
+    is_ours = plan.dockerfile is None
+    weights = fetch_weights(plan) if plan.weights == "inside" and is_ours else {}
+    with console.status(f"building {plan.tag}") as show, console.transfer(f"sent {plan.tag}") as transfer:
+        return builder.build(plan, weights, _progress(plan.tag, show, transfer), push=push)
 
 
-def _progress(tag: str, show: "Callable[[str], None]") -> "Progress":
+def fetch_weights(plan: "ImagePlan") -> dict[str, Path]:
+    """Return the folders of the plan's checkpoints by name, fetching what is not on this machine."""
+    from modelkit.checkpoints import resolve
+
+    assert plan.config.checkpoints is not None
+    with console.status("looking for the weights"):
+        return {"default": resolve(plan.config.checkpoints, plan.model_dir)}
+
+
+def _progress(tag: str, show: "Callable[[str], None]", transfer: "TransferProgress") -> "Progress":
     from modelkit.image import Progress
 
     current = [f"building {tag}"]
@@ -123,7 +130,7 @@ def _progress(tag: str, show: "Callable[[str], None]") -> "Progress":
         elif console.is_interactive() and line.strip():
             show(f"{current[0]} | {console.harmless(line).strip()[:_DETAIL_CELLS]}")
 
-    return Progress(on_stage, on_output)
+    return Progress(on_stage, on_output, transfer)
 
 
 def _load(path: Path, environment: str | None, overrides: list[str]) -> "tuple[Config, Path]":
@@ -226,10 +233,10 @@ def _plan_lines(plan: "ImagePlan") -> list[str]:
 
 def _show_built(built: "BuiltImage", took_s: float, *, as_json: bool) -> None:
     console.success(
-        f"built {built.reference} with {built.builder} in {took_s:.1f} s: {format_bytes(built.size_bytes)}"
+        f"built {built.reference} with {built.builder} in {took_s:.1f} s: {size_text(built.size_bytes)}"
     )
     for layer in built.layers:
-        console.info(f"  {layer.name + ':':<17}{format_bytes(layer.size_bytes):>9}")
+        console.info(f"  {layer.name + ':':<17}{size_text(layer.size_bytes):>9}")
     console.info(f"  id: {built.id}")
     if built.digest is not None:
         console.info(f"  digest: {built.digest}")

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
+from modelkit.cli.transfer import Bars, Lines
 from modelkit.errors import CallError, ConfigError, InternalError, ModelkitError, Problem
+from modelkit.progress import NO_PROGRESS, TransferProgress
 
 __all__ = [
     "Format",
@@ -30,6 +32,7 @@ __all__ = [
     "result",
     "status",
     "success",
+    "transfer",
     "unexpected",
     "warning",
 ]
@@ -66,6 +69,7 @@ class OutputError(ModelkitError):
 class _Settings:
     quiet: bool = False
     verbose: bool = False
+    spinner: Any = None  # what is drawn now: bars take its place while they are shown
 
 
 _settings = _Settings()
@@ -201,6 +205,34 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
             yield change
 
 
+@contextmanager
+def transfer(title: str) -> Iterator[TransferProgress]:
+    """Show a transfer of files: bars on a terminal, lines elsewhere, nothing with -q or where nothing has to be done.
+
+    Says at the end how much it was and how long it took; nothing of that where it failed.
+    """
+    if _settings.quiet:
+        yield NO_PROGRESS
+        return
+    spinner = _settings.spinner
+    if _is_terminal(sys.stderr):
+        shown: Bars | Lines = Bars(title, on_begin=spinner.stop if spinner is not None else lambda: None)
+    else:
+        shown = Lines(title, _note)
+    summary = ""
+    try:
+        yield shown
+        summary = shown.end()
+    except BaseException:
+        shown.end()
+        raise
+    finally:
+        if spinner is not None:
+            spinner.start()
+    if summary:
+        success(f"{title}: {summary}")
+
+
 def harmless(text: str, stream: TextIO | None = None) -> str:
     """Replace the control characters of a foreign text where `stream` (stderr by default) is a terminal.
 
@@ -262,7 +294,11 @@ def _spinner(text: str) -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Elapsed())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(text, total=None)
-        yield lambda later: progress.update(task, description=later)
+        _settings.spinner = progress
+        try:
+            yield lambda later: progress.update(task, description=later)
+        finally:
+            _settings.spinner = None
 
 
 def _summary(found: Sequence[Problem]) -> str:

@@ -56,7 +56,7 @@ def serve_in_container(
 
     started = time.perf_counter()
     builder = docker_builder()
-    plan = plan_image(config, model_dir.resolve(), serve_options=config_options)
+    plan = plan_image(config, model_dir.resolve(), serve_options=config_options, mount_local_weights=True)
     built = build_with(builder, plan)
     console.info(f"running {built.reference} ({built.id.removeprefix('sha256:')[:12]})")
     options = _options(plan, where, server_options, api_key_env)
@@ -70,19 +70,17 @@ def _options(
     server_options: Sequence[str],
     api_key_env: str | None,
 ) -> "ContainerOptions":
+    from modelkit.cli.build import fetch_weights
     from modelkit.image.container import ContainerOptions, mount_of
     from modelkit.image.plan import local_weights_override
 
-    arguments, mount, environment = list(server_options), None, {}
-    checkpoint = plan.config.checkpoints
+    arguments, mounts, environment = list(server_options), [], {}
     if plan.dockerfile is not None:
         arguments = []  # nobody knows what its entrypoint takes
-    elif plan.weights == "mounted" and checkpoint is not None:
-        from modelkit.checkpoints import resolve
-
-        with console.status("fetching the weights"):
-            mount = mount_of(resolve(checkpoint, plan.model_dir))
-        arguments += ["--set", local_weights_override(mount.checkpoint)]
+    elif plan.weights == "mounted":
+        mounts = [mount_of(name, folder) for name, folder in fetch_weights(plan).items()]
+        folders = {name: mount.checkpoint for name, mount in zip(plan.checkpoints, mounts, strict=True)}
+        arguments += ["--set", local_weights_override(folders)]
         environment = {"HF_HUB_OFFLINE": "1"}
     names = [secret.env_var for secret in plan.config.secrets] + ([api_key_env] if api_key_env else [])
     return ContainerOptions(
@@ -93,7 +91,7 @@ def _options(
         http_port=where.http_port,
         num_gpus=plan.config.compute.num_accelerators,
         platform=plan.platform,
-        mount=mount,
+        mounts=mounts,
         arguments=arguments,
         variables=[name for name in names if os.environ.get(name)],
         environment=environment,

@@ -32,7 +32,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
+    path: Annotated[
+        Path, typer.Argument(help="The model folder, its config.yaml, or a version: chat:v3.")
+    ] = Path(),
     *,
     local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -99,7 +101,8 @@ def command(
         return _reload(path)
     _end_with_the_watcher()
     started = time.perf_counter()
-    config = _config(path, environment, overrides or ())
+    path, settings = _find_folder(path)
+    config = _config(path, environment, [*settings, *(overrides or ())])
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
@@ -153,6 +156,19 @@ def _as_options(**values: Sequence[str | None] | None) -> list[str]:
         if value is not None
         for part in (f"--{name.replace('_', '-')}", value)
     ]
+
+
+def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:
+    """Return the model folder to serve, a version pulled where one is named, with the settings that find its weights."""
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
+        return path, ()
+    from modelkit.versions.local import looks_like_reference, materialize
+
+    if not looks_like_reference(str(path)):
+        return path, ()
+    with console.transfer(f"pulling {path}") as progress:
+        pulled = materialize(str(path), progress=progress)
+    return pulled.folder, pulled.overrides
 
 
 class _Progress:

@@ -19,7 +19,7 @@ from typing import Self
 
 from modelkit.errors import BuildError, ModelkitError, ServeError
 from modelkit.image.builders.docker import DockerBuilder
-from modelkit.image.plan import CACHE_DIR, GRPC_PORT, HTTP_PORT, WEIGHTS_DIR
+from modelkit.image.plan import CACHE_DIR, GRPC_PORT, HTTP_PORT, weights_dir
 from modelkit.image.tool import Tool
 
 __all__ = ["Container", "ContainerOptions", "Mount", "docker_builder", "mount_of"]
@@ -36,9 +36,10 @@ _NOT_STARTED = 125
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A folder of this machine that the container reads, and the checkpoint's place below it in there."""
+    """A folder of this machine that the container reads at `target`, and where in there the checkpoint is."""
 
     folder: Path
+    target: str
     checkpoint: str
 
 
@@ -56,7 +57,7 @@ class ContainerOptions:
     http_port: int | None = 0
     num_gpus: int = 0
     platform: str | None = None
-    mount: Mount | None = None
+    mounts: Sequence[Mount] = ()
     arguments: Sequence[str] = ()
     variables: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,15 +68,16 @@ def docker_builder() -> DockerBuilder:
     return DockerBuilder()
 
 
-def mount_of(checkpoint_dir: Path) -> Mount:
+def mount_of(name: str, checkpoint_dir: Path) -> Mount:
     """Return what has to be mounted for a checkpoint: the files of a Hub's cache are links out of their folder."""
+    target = weights_dir(name)
     places = [
         checkpoint_dir.resolve(),
         *(path.resolve() for path in checkpoint_dir.rglob("*") if path.is_file()),
     ]
     folder = Path(os.path.commonpath([places[0], *(place.parent for place in places[1:])]))
     below = places[0].relative_to(folder).as_posix()
-    return Mount(folder, WEIGHTS_DIR if below == "." else f"{WEIGHTS_DIR}/{below}")
+    return Mount(folder, target, target if below == "." else f"{target}/{below}")
 
 
 class Container:
@@ -171,8 +173,8 @@ class Container:
             )
             arguments += [*gpus, "--shm-size", _SHM_SIZE]
         arguments += ["--volume", f"{CACHE_VOLUME}:{CACHE_DIR}"]
-        if options.mount is not None:
-            arguments += ["--mount", f"type=bind,source={options.mount.folder},target={WEIGHTS_DIR},readonly"]
+        for mount in options.mounts:
+            arguments += ["--mount", f"type=bind,source={mount.folder},target={mount.target},readonly"]
         for name in options.variables:
             arguments += ["--env", name]  # its value is in no list of processes
         for name, value in options.environment.items():

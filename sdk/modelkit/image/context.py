@@ -13,26 +13,10 @@ from pathlib import Path
 from modelkit.errors import BuildError
 from modelkit.image.requirements import ImageFile
 
-__all__ = ["code_files", "content_time_s", "folder_files", "stage"]
+__all__ = ["content_time_s", "folder_files", "stage"]
 
-# What is in model folders and belongs in no image. Hidden files too: .env, .git, .venv.
-_LEFT_OUT = frozenset({"__pycache__", "node_modules", "venv", "Dockerfile", "compose.yaml", "compose.yml"})
-_LEFT_OUT_ENDINGS = (".pyc", ".pyo", ".egg-info", ".draft")
 _LINKED_BYTES = 4 * 1024**2
 _READABLE = 0o444
-
-
-def code_files(model_dir: Path, *, without: Path | None = None) -> tuple[ImageFile, ...]:
-    """Return the files of a model folder that go into the code layer, by name; `without` is the checkpoint's folder."""
-    found: list[ImageFile] = []
-    for folder, folders, names in os.walk(model_dir):
-        here = Path(folder)
-        folders[:] = sorted(
-            name for name in folders if _is_wanted(name) and (here / name).resolve() != without
-        )
-        paths = [here / name for name in names if _is_wanted(name)]
-        found += [ImageFile(path.relative_to(model_dir).as_posix(), path) for path in paths if path.is_file()]
-    return tuple(sorted(found, key=lambda file: file.name))
 
 
 def folder_files(folder: Path) -> tuple[ImageFile, ...]:
@@ -69,10 +53,6 @@ def stage(context: Path, texts: Mapping[str, str], files: Iterable[ImageFile]) -
             f"the build context in {context} cannot be written: {error.strerror or error}",
             cure="make room there, or let XDG_CACHE_HOME name another folder",
         ) from error
-
-
-def _is_wanted(name: str) -> bool:
-    return name not in _LEFT_OUT and not name.startswith(".") and not name.endswith(_LEFT_OUT_ENDINGS)
 
 
 def _remove_others(context: Path, wanted: set[str]) -> None:

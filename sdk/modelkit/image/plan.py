@@ -4,22 +4,25 @@ The layers lie so that what changes often lies on top: base, system packages, de
 fetched, asked or written here.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from modelkit import __version__
-from modelkit.config import Config
+from modelkit.config import CheckpointConfig, Config
 from modelkit.engines.catalog import ENGINES
-from modelkit.image.context import code_files
+from modelkit.errors import Problem
 from modelkit.image.requirements import ImageFile, Requirements, read_requirements
 from modelkit.image.sdk_wheel import DISTRIBUTION
+from modelkit.package import Package, collect
 
 __all__ = [
     "APP_DIR",
     "CACHE_DIR",
+    "DEFAULT_CHECKPOINT",
     "GRPC_PORT",
     "HOME_DIR",
     "HTTP_PORT",
@@ -32,6 +35,7 @@ __all__ = [
     "local_weights_override",
     "plan_image",
     "sdk_requirement",
+    "weights_dir",
 ]
 
 # Where things are in the image.
@@ -47,6 +51,10 @@ HTTP_PORT = 8000
 
 _TORCH_FAMILY = ("torch", "torchvision", "torchaudio", "transformers", "sentence-transformers", "accelerate")
 
+DEFAULT_CHECKPOINT = "default"
+# Files of a model folder that are about the image and not in it.
+_NOT_CODE = frozenset({"Dockerfile", "compose.yaml", "compose.yml", ".dockerignore", ".modelkitignore"})
+
 _PROBE = (
     "from http.client import HTTPConnection as C; c = C('127.0.0.1', {port}, timeout=4); "
     "c.request('GET', '/ready'); raise SystemExit(c.getresponse().status != 200)"
@@ -60,7 +68,7 @@ Weights = Literal["none", "inside", "mounted"]
 class ImagePlan:
     """Everything that decides what an image is, but for the bytes of its files.
 
-    `engine_python` is the base image's interpreter that has the engine, None where modelkit needs none of it. A
+    `checkpoints` are the names of the weights, "default" and those of further ones. `engine_python` is the base image's interpreter that has the engine, None where modelkit needs none of it. A
     `dockerfile` of the author's own decides alone; nothing else of the plan then counts but tag and platform.
     """
 
@@ -72,10 +80,12 @@ class ImagePlan:
     requirements: Requirements
     code: tuple[ImageFile, ...]
     weights: Weights
+    checkpoints: tuple[str, ...] = ()
     engine_python: str | None = None
     dockerfile: Path | None = None
     serve_options: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
     @property
     def engine(self) -> str:
@@ -115,7 +125,10 @@ class ImagePlan:
         if self.engine_python is not None:
             options += ["--set", f"engine.python={self.engine_python}"]
         if self.weights == "inside":
-            options += ["--set", local_weights_override(WEIGHTS_DIR)]
+            options += [
+                "--set",
+                local_weights_override({name: weights_dir(name) for name in self.checkpoints}),
+            ]
         return [f"{VENV_DIR}/bin/modelkit", "serve", APP_DIR, "--host", "0.0.0.0", *options]  # noqa: S104 - inside
 
     @property
@@ -149,20 +162,19 @@ def plan_image(
     tag: str | None = None,
     platform: str | None = None,
     serve_options: Sequence[str] = (),
+    mount_local_weights: bool = False,
 ) -> ImagePlan:
     """Decide what the image of a model folder is.
 
-    `serve_options` are handed to `modelkit serve` in the image: what was laid over config.yaml here has to be there.
-    Raises UsageError where requirements.txt cannot work in an image.
+    `serve_options` are handed to `modelkit serve` in the image: what was laid over config.yaml here has to be there. With
+    `mount_local_weights` a checkpoint that is a folder of this machine is left out: the image is for this machine only.
+    Raises UsageError where requirements.txt cannot work in an image, ConfigError where a file has a secret in it.
     """
     own = model_dir / "Dockerfile"
-    info = ENGINES.get(config.engine.name) if config.engine else None
-    has_engine = info is not None and bool(info.module) and not info.libraries
-    assert info is not None or not has_engine
-    requirements = read_requirements(model_dir, provided=info.module if has_engine and info else "")
-    weights = _weights(config)
-    checkpoint = _local_checkpoint(config, model_dir) if weights == "inside" else None
-    notes = [f"{text}: left out of the dependencies, the base image has it" for text in requirements.left_out]
+    info = ENGINES[config.engine.name] if config.engine else None
+    engine_module = info.module if info is not None and not info.libraries else ""
+    requirements = read_requirements(model_dir, provided=engine_module)
+    package = _collect(config, model_dir)
     return ImagePlan(
         config=config,
         model_dir=model_dir,
@@ -170,13 +182,22 @@ def plan_image(
         tag=tag or default_tag(config),
         platform=platform or config.build.platform,
         requirements=requirements,
-        code=code_files(model_dir, without=checkpoint),
-        weights=weights,
-        engine_python="python3" if has_engine else None,
+        code=tuple(ImageFile(file.path, file.source) for file in package.files if file.path not in _NOT_CODE),
+        weights=_weights(config, mount_local=mount_local_weights),
+        checkpoints=tuple(_checkpoints(config)),
+        engine_python="python3" if engine_module else None,
         dockerfile=own if own.is_file() else None,
         serve_options=tuple(serve_options),
-        notes=tuple(notes),
+        notes=tuple(
+            f"{text}: left out of the dependencies, the base image has it" for text in requirements.left_out
+        ),
+        warnings=package.warnings,
     )
+
+
+def weights_dir(name: str) -> str:
+    """Return where a checkpoint is in the image."""
+    return f"{WEIGHTS_DIR}/{name}"
 
 
 def default_tag(config: Config) -> str:
@@ -184,9 +205,15 @@ def default_tag(config: Config) -> str:
     return re.sub(r"[^a-z0-9]+", "-", config.model.id.lower()).strip("-") + ":dev"
 
 
-def local_weights_override(folder: str) -> str:
-    """Return the `--set` that makes a server take the checkpoint of a folder, wherever config.yaml has it from."""
-    return f"checkpoints={{type: local, path: {folder}}}"
+def local_weights_override(folders: Mapping[str, str]) -> str:
+    """Return the `--set` that makes a server take its checkpoints from folders, wherever config.yaml has them from."""
+    local = {name: f"type: local, path: {folder}" for name, folder in folders.items()}
+    further = ", ".join(f"{name}: {{{text}}}" for name, text in local.items() if name != DEFAULT_CHECKPOINT)
+    return (
+        f"checkpoints={{{local[DEFAULT_CHECKPOINT]}"
+        + (f", additional: {{{further}}}" if further else "")
+        + "}"
+    )
 
 
 def sdk_requirement(plan: ImagePlan, wheel: Path | None, folder: str = ".") -> str:
@@ -210,16 +237,31 @@ def _base_image(config: Config) -> str:
     return f"{name}:v{version.partition('+')[0]}" if version is not None and tag.startswith("v") else image
 
 
-def _weights(config: Config) -> Weights:
+def _weights(config: Config, *, mount_local: bool) -> Weights:
     """Tell where the weights are. Those of a local folder are inside whatever `when` says: no replica could get them."""
-    if config.checkpoints is None:
+    checkpoint = config.checkpoints
+    if checkpoint is None:
         return "none"
-    is_inside = config.checkpoints.when == "build" or config.checkpoints.type == "local"
+    is_local = any(each.type == "local" for each in _checkpoints(config).values())
+    is_inside = checkpoint.when == "build" or (is_local and not mount_local)
     return "inside" if is_inside else "mounted"
 
 
-def _local_checkpoint(config: Config, model_dir: Path) -> Path | None:
-    checkpoint = config.checkpoints
-    if checkpoint is None or checkpoint.type != "local" or checkpoint.path is None:
-        return None
-    return (model_dir / Path(checkpoint.path).expanduser()).resolve()
+def _checkpoints(config: Config) -> dict[str, CheckpointConfig]:
+    """Return the checkpoints by name."""
+    if config.checkpoints is None:
+        return {}
+    return {DEFAULT_CHECKPOINT: config.checkpoints, **getattr(config.checkpoints, "additional", {})}
+
+
+def _collect(config: Config, model_dir: Path) -> Package:
+    """Return the files of the folder but its weights. Raises ConfigError where one has a secret of config.yaml in it."""
+    local = [
+        model_dir / Path(each.path).expanduser()
+        for each in _checkpoints(config).values()
+        if each.type == "local" and each.path is not None
+    ]
+    values = {secret.env_var: os.environ.get(secret.env_var, "") for secret in config.secrets}
+    return collect(
+        model_dir, without=local, secret_values={name: text for name, text in values.items() if text}
+    )

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from modelkit.engines.installers import Progress, gpu_packages
+from modelkit.engines.installers import gpu_packages
 from modelkit.errors import BuildError
+from modelkit.image.builders.base import Progress
 from modelkit.image.builders.causes import pip_failure
 from modelkit.image.plan import ImagePlan, sdk_requirement
 from modelkit.image.requirements import REQUIREMENTS

@@ -84,12 +84,13 @@ class Descriptor:
     def to_json(self) -> dict[str, Any]:
         """Return the descriptor as manifests hold it."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size_bytes}
-        if self.artifact_type:
-            value["artifactType"] = self.artifact_type
+        # In the order of Go's tools: what they write anew then has the same digest.
         if self.annotations:
-            value["annotations"] = dict(self.annotations)
+            value["annotations"] = dict(sorted(self.annotations.items()))
         if self.platform is not None:
             value["platform"] = dict(self.platform)
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
         return value
 
     @property
@@ -118,8 +119,8 @@ class Manifest:
 
     @classmethod
     def build(cls, document: Mapping[str, Any]) -> Self:
-        """Make a manifest of a JSON document; the same document always gives the same bytes."""
-        content = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        """Make a manifest of a JSON document, whose keys stay in their order."""
+        content = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
         return cls(content, str(document["mediaType"]))
 
     @classmethod
@@ -243,6 +244,14 @@ class Store(Source, Protocol):
 
     def put_manifest(self, manifest: Manifest, tag: str | None = None) -> None:
         """Store a manifest, all of whose parts are there, and let `tag` name it. Raises RegistryError."""
+        ...
+
+    def claim_tag(self, manifest: Manifest, tag: str) -> bool:
+        """Let a tag name a manifest that is there, unless it names another one already: then return False.
+
+        In a layout no other process can come between. A registry has no such request: there it is looked at before and
+        after, which leaves a moment's doubt between two uploads at the same time.
+        """
         ...
 
     def tags(self) -> list[str]:

@@ -267,6 +267,14 @@ class Client:
         if manifest.subject is not None and "OCI-Subject" not in response.headers:
             self._note_referrer(manifest, manifest.subject)
 
+    def claim_tag(self, manifest: Manifest, tag: str) -> bool:
+        """Let a tag name a manifest, unless it names another one; looked at before and after, for want of a better way."""
+        found = self.find_manifest(tag)
+        if found is None:
+            self.put_manifest(manifest, tag)
+            found = self.find_manifest(tag)
+        return found is not None and found.digest == manifest.digest
+
     def tags(self) -> list[str]:
         """Return all tags, sorted; none where the repository does not exist yet."""
         action = f"list the tags of {self.name}"

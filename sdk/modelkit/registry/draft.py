@@ -1,10 +1,11 @@
 """What is to be pushed, before any store has it: manifests in memory, blobs as content that is read when it is sent."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from modelkit.errors import RegistryError
-from modelkit.registry.base import EMPTY_CONFIG, Content, Descriptor, Manifest, Store
+from modelkit.registry.base import EMPTY_CONFIG, Content, Descriptor, Manifest, Source, Store
 from modelkit.registry.content import Bytes, describe
 
 __all__ = ["Draft"]
@@ -41,11 +42,14 @@ class Draft:
         self._manifests[manifest.digest] = manifest
         return manifest
 
-    def add_graph(self, source: "Draft") -> None:
-        """Take everything that another draft has."""
-        self._contents |= source._contents  # noqa: SLF001 - another draft
-        self._homes |= source._homes  # noqa: SLF001
-        self._manifests |= source._manifests  # noqa: SLF001
+    def take(self, source: Source, manifest: Manifest) -> None:
+        """Take a manifest of blobs as it is in another source, an image that was built for instance; nothing is read yet."""
+        self._manifests[manifest.digest] = manifest
+        for blob in manifest.blobs:
+            self._contents[blob.digest] = partial(source.read_blob, blob)
+            home = source.home(blob)
+            if home is not None:
+                self._homes[blob.digest] = home
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob in pieces."""

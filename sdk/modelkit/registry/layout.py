@@ -139,6 +139,14 @@ class Layout:
                 with self._locked():
                     self._list(manifest, tag)
 
+    def claim_tag(self, manifest: Manifest, tag: str) -> bool:
+        """Let a tag name a manifest, unless it names another one already."""
+        with self._writing(), self._locked():
+            taken = self._tagged().get(tag)
+            if taken is None:
+                self._list(manifest, tag)
+        return taken in {None, manifest.digest}
+
     def _list(self, manifest: Manifest, tag: str | None) -> None:
         listed = [value for value in self._listed() if tag is None or _tag_of(value) != tag]
         new = manifest.descriptor(annotations={REF_NAME: tag} if tag else {}).to_json()
@@ -211,7 +219,7 @@ class Layout:
         self._is_ready = True
 
     def _has_foreign_files(self) -> bool:
-        ours = {"blobs", "index.json", _UPLOADS, _LOCK}
+        ours = {"blobs", "index.json", _MARKER, _UPLOADS, _LOCK}  # the marker may appear at this moment
         return any(path.name not in ours for path in self.folder.iterdir())
 
     def _replace(self, name: str, data: bytes) -> None:

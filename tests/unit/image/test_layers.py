@@ -5,7 +5,7 @@ import io
 import os
 import tarfile
 
-from modelkit.image.context import code_files, stage
+from modelkit.image.context import stage
 from modelkit.image.layers import Entry, group_by_size, raw_layer, write_layer
 from modelkit.image.requirements import ImageFile
 
@@ -94,18 +94,3 @@ def test_same_size_and_time_but_other_content_gets_another_time(tmp_path):
         stage(context, {}, [ImageFile("f", path)])
         times.append((context / "f").stat().st_mtime_ns)
     assert times[0] != times[1]
-
-
-def test_what_belongs_in_no_image(tmp_path):
-    for name in (
-        ".env",
-        ".git/config",
-        "__pycache__/a.pyc",
-        "venv/bin/python",
-        "Dockerfile",
-        "model.py",
-        "a/b.txt",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    assert [file.name for file in code_files(tmp_path)] == ["a/b.txt", "model.py"]

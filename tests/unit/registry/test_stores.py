@@ -143,6 +143,17 @@ def test_a_draft_mounts_what_a_neighbour_has(make_store):
     assert b"".join(image.read_blob(layer)) == b"base layer"
 
 
+def test_a_tag_is_claimed_once(store):
+    draft = Draft()
+    first, second = artifact(draft, b"one"), artifact(draft, b"two")
+    for manifest in (first, second):
+        copy(draft, store, manifest.digest)
+    assert store.claim_tag(first, "v1")
+    assert store.claim_tag(first, "v1")
+    assert not store.claim_tag(second, "v1")
+    assert store.find_manifest("v1").digest == first.digest
+
+
 def test_what_is_attached_to_a_manifest_is_found(store):
     draft = Draft()
     subject = artifact(draft, b"model")

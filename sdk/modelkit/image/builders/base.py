@@ -1,19 +1,34 @@
 """The one shape every builder of images has."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from modelkit.engines.installers import Progress
 from modelkit.image.plan import ImagePlan
+from modelkit.progress import NO_PROGRESS, TransferProgress
 
 __all__ = ["Builder", "BuiltImage", "ImageLayer", "Progress"]
 
 
+def _ignore(_: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Who hears how a build goes: `on_stage` its phases, `on_output` each line of a tool, `transfer` what is sent."""
+
+    on_stage: Callable[[str], None] = _ignore
+    on_output: Callable[[str], None] = _ignore
+    transfer: TransferProgress = NO_PROGRESS
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLayer:
-    """What an image is made of, from below: "base", "dependencies", "weights", "code", ...; its size unpacked."""
+    """What an image is made of, from below: "base", "dependencies", "weights", "code", ...
+
+    Its size is what the builder's store keeps of it: unpacked with Docker, as it is sent in a registry.
+    """
 
     name: str
     size_bytes: int
@@ -36,7 +51,7 @@ class BuiltImage:
 
     @property
     def size_bytes(self) -> int:
-        """The size of all layers, unpacked."""
+        """The size of all layers."""
         return sum(layer.size_bytes for layer in self.layers)
 
     def as_json(self) -> dict[str, Any]:
@@ -57,11 +72,11 @@ class Builder(Protocol):
     name: ClassVar[str]
 
     def build(
-        self, plan: ImagePlan, weights_dir: Path | None, progress: Progress, *, push: bool = False
+        self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress, *, push: bool = False
     ) -> BuiltImage:
         """Build and return the image; with `push`, it is in the registry that its tag names when this returns.
 
-        `weights_dir` is the checkpoint that goes in, where the plan says so. Blocks, for minutes perhaps; the same plan
+        `weights` are the folders of the checkpoints that go in, by name, where the plan says so. Blocks, for minutes perhaps; the same plan
         and the same files again take a second. Ctrl-C leaves nothing half-made behind.
         """
         ...

@@ -6,7 +6,7 @@ The client and not the Engine's API: it sends only those files of the context th
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -52,7 +52,7 @@ class DockerBuilder:
         self.tool = tool or _require_tool()
 
     def build(
-        self, plan: ImagePlan, weights_dir: Path | None, progress: Progress, *, push: bool = False
+        self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress, *, push: bool = False
     ) -> BuiltImage:
         """Build the image into the tool's own store; see Builder."""
         problem = tool_problem(self.tool)
@@ -60,7 +60,7 @@ class DockerBuilder:
             raise problem
         secrets = build_secrets()
         with _one_at_a_time(plan, progress), tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
-            source = self._source(plan, weights_dir, progress)
+            source = self._source(plan, weights, progress)
             id_file = Path(scratch) / "id"
             arguments = [
                 "build",
@@ -81,7 +81,7 @@ class DockerBuilder:
             labels=plan.labels,
         )
 
-    def _source(self, plan: ImagePlan, weights_dir: Path | None, progress: Progress) -> list[str]:
+    def _source(self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress) -> list[str]:
         """Return the end of the command line: the Dockerfile and the folder that COPY sees."""
         if plan.dockerfile is not None:
             return ["--file", str(plan.dockerfile), str(plan.model_dir)]
@@ -92,8 +92,8 @@ class DockerBuilder:
         files += [ImageFile(f"{DEPENDENCIES_DIR}/{file.name}", file.path) for file in plan.requirements.files]
         if wheel is not None:
             files.append(ImageFile(f"{DEPENDENCIES_DIR}/{wheel.name}", wheel))
-        if weights_dir is not None:
-            files += [ImageFile(f"weights/{file.name}", file.path) for file in folder_files(weights_dir)]
+        for name, folder in weights.items():
+            files += [ImageFile(f"weights/{name}/{file.name}", file.path) for file in folder_files(folder)]
         texts = {
             "Dockerfile": render(plan, sdk_requirement(plan, wheel)),
             f"{DEPENDENCIES_DIR}/{REQUIREMENTS}": plan.requirements.text,

@@ -8,7 +8,9 @@ import hashlib
 import json
 import platform as host_platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,14 +29,12 @@ from modelkit.image.plan import (
     HTTP_PORT,
     USER_ID,
     VENV_DIR,
-    WEIGHTS_DIR,
     ImagePlan,
+    weights_dir,
 )
 from modelkit.image.sdk_wheel import sdk_wheel
 from modelkit.image.site_packages import install_site_packages
-from modelkit.progress import TransferProgress
 from modelkit.registry import (
-    Bytes,
     Descriptor,
     Draft,
     FilePart,
@@ -45,9 +45,9 @@ from modelkit.registry import (
     parse_image,
     parse_reference,
 )
-from modelkit.registry.base import MANIFEST, sha256_digest
+from modelkit.registry.base import MANIFEST
 
-__all__ = ["OciBuilder"]
+__all__ = ["Assembled", "OciBuilder"]
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 
@@ -64,80 +64,90 @@ sys.exit(main())
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """An image that is ready to be sent: to a registry, to a folder, or into a version of the model."""
+
+    draft: Draft
+    digest: str
+    id: str
+    layers: tuple[ImageLayer, ...]
+
+
 class OciBuilder:
     """Assembles the image from its parts. The tag names a layout on this machine, or with `push` a registry."""
 
     name: ClassVar[str] = "oci"
 
     def build(
-        self, plan: ImagePlan, weights_dir: Path | None, progress: Progress, *, push: bool = False
+        self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress, *, push: bool = False
     ) -> BuiltImage:
         """Build the image into the store that its tag names; see Builder."""
-        target_reference = _target(plan, push=push)
-        base_reference = (
-            parse_reference(plan.base_image)
-            if plan.base_image.startswith("oci:")
-            else parse_image(plan.base_image)
-        )
-        with (
-            open_store(base_reference) as base_store,
-            open_store(target_reference) as target,
-            tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch,
-        ):
-            progress.on_stage("looking for the base image")
-            base = _read_base(plan, base_store, base_reference)
-            layers = self._layers(plan, base, weights_dir, Path(scratch), progress)
-            draft = Draft()
-            for layer in base.layers:
-                draft.add_from(base_store, layer)
-            for made in layers:
-                draft.add(made.descriptor, made.content)
-            config = _config(plan, base, layers)
-            config_bytes = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-            config_blob = Descriptor(CONFIG, sha256_digest(config_bytes), len(config_bytes))
-            draft.add(config_blob, Bytes(config_bytes))
-            manifest = draft.add_manifest(
-                {
-                    "schemaVersion": 2,
-                    "mediaType": MANIFEST,
-                    "config": config_blob.to_json(),
-                    "layers": [
-                        part.to_json() for part in (*base.layers, *(made.descriptor for made in layers))
-                    ],
-                }
-            )
-            progress.on_stage(f"sending to {target_reference.name}")
-            tags = [target_reference.tag or "latest"]
-            result = copy(draft, target, manifest.digest, tags=tags, progress=_Sending(progress))
+        reference = _target(plan, push=push)
+        reference = reference.at(tag=reference.tag or "latest")
+        assert reference.tag is not None
+        with self.assemble(plan, weights, progress) as image, open_store(reference) as target:
+            progress.on_stage(f"sending to {reference.name}")
+            copy(image.draft, target, image.digest, tags=[reference.tag], progress=progress.transfer)
         return BuiltImage(
             builder=self.name,
-            reference=str(target_reference.at(tag=tags[0])),
-            id=config_blob.digest,
-            digest=result.digest,
-            layers=_summary(base, layers),
+            reference=str(reference),
+            id=image.id,
+            digest=image.digest,
+            layers=image.layers,
             labels=plan.labels,
         )
 
-    def _layers(
-        self, plan: ImagePlan, base: BaseImage, weights_dir: Path | None, scratch: Path, progress: Progress
-    ) -> list[Layer]:
-        """Return our layers, from below: dependencies, weights, code."""
-        progress.on_stage("looking for the base image's Python")
-        python = base.find_python()
-        layers = [_dependencies(plan, base, python, progress)]
-        if weights_dir is not None:
-            progress.on_stage("reading the weights")
-            groups = group_by_size(folder_files(weights_dir))
-            layers += [raw_layer("weights", WEIGHTS_DIR[1:], group) for group in groups]
-        progress.on_stage("packing the code")
-        code = [
-            Entry(
-                f"{APP_DIR[1:]}/{file.name}", file.path, 0o755 if file.path.stat().st_mode & 0o100 else 0o644
-            )
-            for file in plan.code
-        ]
-        layers.append(write_layer("code", code, scratch / "code"))
-        return layers
+    @contextmanager
+    def assemble(
+        self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress
+    ) -> Iterator[Assembled]:
+        """Yield the image before it is anywhere; its parts can be read until the end of the block."""
+        named = plan.base_image
+        reference = parse_reference(named) if named.startswith("oci:") else parse_image(named)
+        with open_store(reference) as store, tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
+            progress.on_stage("looking for the base image")
+            base = _read_base(plan, store, reference)
+            layers = _layers(plan, base, weights, Path(scratch), progress)
+            yield _assemble(plan, base, layers)
+
+
+def _assemble(plan: ImagePlan, base: BaseImage, layers: list[Layer]) -> Assembled:
+    draft = Draft()
+    for layer in base.layers:
+        draft.add_from(base.store, layer)
+    for made in layers:
+        draft.add(made.descriptor, made.content)
+    config = json.dumps(_config(plan, base, layers), sort_keys=True, separators=(",", ":")).encode()
+    described = draft.add_bytes(config, CONFIG)
+    manifest = draft.add_manifest(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": described.to_json(),
+            "layers": [part.to_json() for part in (*base.layers, *(made.descriptor for made in layers))],
+        }
+    )
+    return Assembled(draft, manifest.digest, described.digest, _summary(base, layers))
+
+
+def _layers(
+    plan: ImagePlan, base: BaseImage, weights: Mapping[str, Path], scratch: Path, progress: Progress
+) -> list[Layer]:
+    """Return our layers, from below: dependencies, weights, code."""
+    progress.on_stage("looking for the base image's Python")
+    python = base.find_python()
+    layers = [_dependencies(plan, base, python, progress)]
+    for name, folder in weights.items():
+        progress.on_stage("reading the weights")
+        groups = group_by_size(folder_files(folder))
+        layers += [raw_layer("weights", weights_dir(name)[1:], group) for group in groups]
+    progress.on_stage("packing the code")
+    code = [
+        Entry(f"{APP_DIR[1:]}/{file.name}", file.path, 0o755 if file.path.stat().st_mode & 0o100 else 0o644)
+        for file in plan.code
+    ]
+    return [*layers, write_layer("code", code, scratch / "code")]
 
 
 def _target(plan: ImagePlan, *, push: bool) -> Reference | LayoutReference:
@@ -289,33 +299,3 @@ def _summary(base: BaseImage, layers: list[Layer]) -> tuple[ImageLayer, ...]:
     for layer in layers:
         sizes[layer.name] = sizes.get(layer.name, 0) + layer.descriptor.size_bytes
     return tuple(ImageLayer(name, size) for name, size in sizes.items())
-
-
-class _Sending(TransferProgress):
-    """Tells a build's progress how much has been sent."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._total_bytes = 0
-        self._sent_bytes = 0
-        self._told_percent = -1
-
-    def begin(self, num_files: int, total_bytes: int) -> None:
-        """Say how much there is."""
-        del num_files
-        self._total_bytes = total_bytes
-
-    def started(self, name: str, size_bytes: int, done_bytes: int = 0) -> None:
-        """Nothing to say."""
-
-    def advanced(self, name: str, num_bytes: int) -> None:
-        """Say how far it is, each percent once."""
-        del name
-        self._sent_bytes += num_bytes
-        percent = 100 * self._sent_bytes // max(self._total_bytes, 1)
-        if percent != self._told_percent:
-            self._told_percent = percent
-            self._progress.on_output(f"sent {percent}% of {self._total_bytes / 1e6:.1f} MB")
-
-    def finished(self, name: str) -> None:
-        """Nothing to say."""

@@ -11,7 +11,7 @@ STEP 4/9: RUN --mount=type=bind,... pip install ...
 import re
 from dataclasses import dataclass, field
 
-from modelkit.engines.installers import Progress
+from modelkit.image.builders.base import Progress
 
 __all__ = ["BuildOutput"]
 

@@ -1,0 +1,74 @@
+"""A package as one tar: the same bytes for the same files, made while it is read, and unpacked without trust.
+
+Not compressed: what a compressor writes depends on its version, and code is small.
+"""
+
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from io import RawIOBase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelkit.errors import UsageError
+from modelkit.package.collect import Package, PackagedFile
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["bundle", "unpack"]
+
+_PIECE_BYTES = 1024 * 1024
+
+
+def bundle(package: Package) -> Callable[[], Iterator[bytes]]:
+    """Return the package's tar as content that can be opened again."""
+
+    def content() -> Iterator[bytes]:
+        for file in package.files:
+            yield _header(file)
+            with file.source.open("rb") as source:
+                while piece := source.read(_PIECE_BYTES):
+                    yield piece
+            yield bytes(-file.size_bytes % tarfile.BLOCKSIZE)
+        yield bytes(2 * tarfile.BLOCKSIZE)
+
+    return content
+
+
+def _header(file: PackagedFile) -> bytes:
+    """Return a header that says nothing of this machine: no owner, no time."""
+    info = tarfile.TarInfo(file.path)
+    info.size = file.size_bytes
+    info.mode = 0o755 if file.is_executable else 0o644
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def unpack(pieces: Iterable[bytes], folder: Path) -> None:
+    """Unpack a bundle into a folder. Raises UsageError where it would write outside, or is no bundle."""
+    try:
+        with tarfile.open(fileobj=_Reader(pieces), mode="r|") as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise UsageError(
+            f"the package cannot be unpacked: {error}",
+            cure="do not use it: modelkit does not write such packages",
+        ) from error
+
+
+class _Reader(RawIOBase):
+    """Pieces as a file that is read from its beginning to its end."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        if not self._rest:
+            self._rest = next(self._pieces, b"")
+        head, self._rest = self._rest[: len(view)], self._rest[len(view) :]
+        view[: len(head)] = head
+        return len(head)

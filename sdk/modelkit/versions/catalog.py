@@ -1,0 +1,90 @@
+"""What versions there are: of one model, or of all that are kept on this machine."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelkit.errors import ModelkitError, RegistryError
+from modelkit.registry import LayoutReference, Store
+from modelkit.registry.reference import registry_dir
+from modelkit.versions.upload import LATEST, version_numbers
+from modelkit.versions.version import read_version
+
+__all__ = ["Entry", "kept_models", "list_entries"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One version in a list. `tags` are the other names that it has, such as "latest"."""
+
+    name: str
+    tag: str
+    digest: str
+    tags: tuple[str, ...]
+    package_bytes: int
+    weights_bytes: int
+    platforms: tuple[str, ...]
+    problem: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a script may want to know."""
+        return {name: getattr(self, name) for name in Entry.__slots__ if name != "problem" or self.problem}
+
+
+def list_entries(store: Store) -> list[Entry]:
+    """Return every version of a model, the newest first. One that cannot be read is listed with its problem."""
+    names: dict[str, list[str]] = {}
+    numbered = {f"v{number}" for number in version_numbers(store)}
+    others = [tag for tag in store.tags() if tag not in numbered and not tag.startswith("sha256-")]
+    for tag in sorted(others, key=lambda tag: (tag != LATEST, tag)):
+        found = store.find_manifest(tag)
+        if found is not None:
+            names.setdefault(found.digest, []).append(tag)
+    return [_entry(store, f"v{number}", names) for number in sorted(version_numbers(store), reverse=True)]
+
+
+def _entry(store: Store, tag: str, names: dict[str, list[str]]) -> Entry:
+    try:
+        version = read_version(store, tag)
+    except RegistryError as error:
+        found = store.find_manifest(tag)
+        digest = found.digest if found is not None else ""
+        return Entry(
+            name=store.name, tag=tag, digest=digest, tags=(), package_bytes=0, weights_bytes=0, platforms=(),
+            problem=error.message,
+        )  # fmt: skip
+    return Entry(
+        name=store.name,
+        tag=tag,
+        digest=version.index.digest,
+        tags=tuple(names.get(version.index.digest, ())),
+        package_bytes=version.bundle.size_bytes,
+        weights_bytes=version.weights_bytes,
+        platforms=tuple(
+            f"{(image.platform or {}).get('os')}/{(image.platform or {}).get('architecture')}"
+            for image in version.images
+        ),
+    )
+
+
+def kept_models() -> Iterator[LayoutReference]:
+    """Yield the layout of every model that is kept on this machine, by name."""
+    root = registry_dir()
+    yield from (LayoutReference(folder) for folder in sorted(_layouts(root)))
+
+
+def _layouts(folder: Path) -> Iterator[Path]:
+    try:
+        if (folder / "oci-layout").is_file():
+            yield folder
+            return
+        for below in folder.iterdir():
+            if below.is_dir() and not below.name.startswith("."):
+                yield from _layouts(below)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ModelkitError(
+            f"{folder} cannot be read: {error.strerror}", cure="see to its permissions"
+        ) from error

@@ -1,0 +1,131 @@
+"""What is different between two versions: config, methods, files, weights, dependencies, image."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelkit.registry.content import verified
+from modelkit.versions.signatures import breaking_changes
+from modelkit.versions.version import Version
+
+__all__ = ["Change", "Difference", "diff"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that was added (`old` is None), removed (`new` is None) or changed."""
+
+    name: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """All changes from one version to another. `breaking` says which of the methods' break callers."""
+
+    config: tuple[Change, ...] = ()
+    methods: tuple[Change, ...] = ()
+    breaking: tuple[str, ...] = ()
+    files: tuple[Change, ...] = ()
+    weights: tuple[Change, ...] = ()
+    dependencies: tuple[Change, ...] = ()
+    image: tuple[Change, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a script may want to know; only the sections that have changes."""
+        found: dict[str, Any] = {}
+        for name in Difference.__slots__:
+            value = getattr(self, name)
+            if value:
+                found[name] = [
+                    each if isinstance(each, str) else {"name": each.name, "old": each.old, "new": each.new}
+                    for each in value
+                ]
+        return found
+
+
+def diff(old: Version, new: Version) -> Difference:
+    """Compare two versions, which may be in different stores."""
+    before, after = old.signatures, new.signatures
+    return Difference(
+        config=_changes(dict(_leaves(old.config)), dict(_leaves(new.config))),
+        methods=_changes(_methods(before), _methods(after)),
+        breaking=tuple(breaking_changes(before, after)),
+        files=_changes(_hashes(old.files), _hashes(new.files)),
+        weights=_changes(dict(_weights(old)), dict(_weights(new))),
+        dependencies=_changes(_requirements(old), _requirements(new)),
+        image=_changes(_images(old), _images(new)),
+    )
+
+
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Change, ...]:
+    names = sorted({*old, *new})
+    return tuple(
+        Change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+    )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each setting by its dotted path."""
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+    elif value not in (None, [], {}):
+        yield path, str(value)
+
+
+def _methods(document: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{method['kind']} {_arguments(method)}" for name, method in document["methods"].items()}
+
+
+def _arguments(method: Mapping[str, Any]) -> str:
+    parts = [
+        f"{each['name']}: {each['type']['kind']}{'' if each['required'] else ' = ...'}"
+        for each in method["arguments"]
+    ]
+    return f"({', '.join(parts)}) -> {method['result']['kind']}"
+
+
+def _hashes(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {path: str(file["sha256"])[:12] for path, file in files.items()}
+
+
+def _weights(version: Version) -> Iterator[tuple[str, str]]:
+    for name in version.weights:
+        for layer in version.weight_layers(name):
+            yield f"{name}/{layer.path}", layer.file_sha256[:12]
+
+
+def _images(version: Version) -> dict[str, str]:
+    return {
+        f"{(image.platform or {}).get('os')}/{(image.platform or {}).get('architecture')}": image.digest[:19]
+        for image in version.images
+    }
+
+
+def _requirements(version: Version) -> dict[str, str]:
+    """Return the lines of requirements.txt, by the name of the distribution."""
+    text = read_file(version, "requirements.txt")
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return dict(_split_requirement(line) for line in lines if line)
+
+
+def _split_requirement(line: str) -> tuple[str, str]:
+    for position, character in enumerate(line):
+        if not (character.isalnum() or character in "-_."):
+            return line[:position].lower().replace("_", "-") or line, line[position:].strip() or "any"
+    return line.lower().replace("_", "-"), "any"
+
+
+def read_file(version: Version, path: str) -> str:
+    """Return the text of one small file of the package, "" where it is not there."""
+    import tarfile
+    from io import BytesIO
+
+    if path not in version.files:
+        return ""
+    data = b"".join(verified(version.store.read_blob(version.bundle), version.bundle))
+    with tarfile.open(fileobj=BytesIO(data)) as tar:
+        member = tar.extractfile(path)
+        return "" if member is None else member.read().decode(errors="replace")

@@ -1,0 +1,47 @@
+"""A version as a folder that can be served: pulled once, kept, and used again without the network."""
+
+import os
+import re
+from pathlib import Path
+
+from modelkit.errors import UsageError
+from modelkit.progress import NO_PROGRESS, TransferProgress
+from modelkit.versions.names import open_version, version_reference
+from modelkit.versions.pull import PulledModel, place_of_checkpoints, pull
+
+__all__ = ["looks_like_reference", "materialize"]
+
+
+def looks_like_reference(text: str) -> bool:
+    """Tell whether an argument that may be a folder or a version is a version: it names a tag or a digest."""
+    return (
+        not Path(text).exists()
+        and re.search(r"(:[A-Za-z0-9_][\w.-]*|@sha256:[0-9a-f]{64})$", text) is not None
+    )
+
+
+def materialize(
+    text: str, *, plain_http: bool = False, progress: TransferProgress = NO_PROGRESS
+) -> PulledModel:
+    """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError.
+
+    The folder belongs to the digest of the version: a tag that moves means another folder.
+    """
+    with open_version(version_reference(text), plain_http=plain_http) as version:
+        folder = _kept_dir() / version.index.digest.partition(":")[2]
+        if not folder.exists():
+            try:
+                return pull(version, folder, progress=progress)
+            except UsageError:
+                if not folder.exists():  # otherwise another process was faster
+                    raise
+        return PulledModel(folder, place_of_checkpoints(version, folder))
+
+
+def _kept_dir() -> Path:
+    given = os.environ.get("MODELKIT_CACHE_DIR")
+    base = os.environ.get("XDG_CACHE_HOME")
+    cache = (
+        Path(given).expanduser() if given else (Path(base) if base else Path.home() / ".cache") / "modelkit"
+    )
+    return cache / "versions"

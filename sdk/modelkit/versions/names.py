@@ -1,0 +1,57 @@
+"""From what a person writes to the version that is meant: `chat`, `chat:v3`, `v3` in a model folder, `./chat`."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelkit.config import find_config, load_config
+from modelkit.errors import UsageError
+from modelkit.registry import LayoutReference, Reference, open_store, parse_reference
+from modelkit.registry.reference import registry_dir
+from modelkit.versions.upload import LATEST
+from modelkit.versions.version import Version, read_version
+
+__all__ = ["default_reference", "model_reference", "open_version", "version_reference"]
+
+AnyReference = Reference | LayoutReference
+
+_BARE_TAG = re.compile(r"latest|v[1-9][0-9]*")
+
+
+def default_reference(model_id: str) -> LayoutReference:
+    """Return where versions of a model go when no registry is named: a layout below MODELKIT_REGISTRY_DIR."""
+    name = re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-")
+    return LayoutReference(registry_dir() / name)
+
+
+def model_reference(text: str) -> AnyReference:
+    """Return the repository or the layout that is meant; a model folder means the versions of its model."""
+    folder = Path(text).expanduser()
+    is_path = text in {".", ".."} or "/" in text
+    if is_path and find_config(folder).is_file():
+        return default_reference(load_config(folder).model.id)
+    return parse_reference(text)
+
+
+def version_reference(text: str, beside: AnyReference | None = None) -> AnyReference:
+    """Return the version that is meant: the last one where neither tag nor digest is given.
+
+    A tag alone is one of `beside`, or of the model whose folder this is. Raises UsageError.
+    """
+    if _BARE_TAG.fullmatch(text):
+        if beside is None and not find_config(Path()).is_file():
+            raise UsageError(
+                f"'{text}' does not say of which model",
+                cure=f"write NAME:{text}, or go into a model folder; `modelkit versions` lists all",
+            )
+        return (beside or default_reference(load_config(Path()).model.id)).at(tag=text)
+    reference = model_reference(text)
+    return reference if reference.tag or reference.digest else reference.at(tag=LATEST)
+
+
+@contextmanager
+def open_version(reference: AnyReference, *, plain_http: bool = False) -> Iterator[Version]:
+    """Open a version for reading. Raises UnknownReferenceError where it is not there."""
+    with open_store(reference, plain_http=plain_http) as store:
+        yield read_version(store, reference.digest or reference.tag or LATEST)

@@ -1,0 +1,160 @@
+"""Makes a model folder of a version again: the package, modelkit.lock, and the weights, each file verified.
+
+The folder is made aside and moved when it is whole. Weights that have arrived stay in the folder beside it when a pull
+is cut off, and the next one goes on with the others.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelkit.errors import RegistryError, UsageError
+from modelkit.package import unpack
+from modelkit.progress import NO_PROGRESS, TransferProgress
+from modelkit.registry.content import verified
+from modelkit.registry.transfer import in_parallel
+from modelkit.versions.version import Version
+from modelkit.versions.weights import WeightLayer, check_complete
+
+__all__ = ["PulledModel", "place_of_checkpoints", "pull"]
+
+_WORKERS = 4
+_DONE = ".done"
+WEIGHTS_DIR = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class PulledModel:
+    """A model folder that was pulled, and where in it each checkpoint of the version is."""
+
+    folder: Path
+    checkpoints: Mapping[str, Path]
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Settings that make the folder use the weights beside it, wherever config.yaml says they come from."""
+        default = self.checkpoints.get("default")
+        if default is None:
+            return ()
+        return ("checkpoints.type=local", f"checkpoints.path={default.relative_to(self.folder).as_posix()}")
+
+
+def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROGRESS) -> PulledModel:
+    """Write a version into a folder that is not there yet, or is empty. Raises UsageError where it holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} is there already, and pull overwrites nothing",
+            cure="name another folder with --to, or remove that one",
+        )
+    places = {name: _place(version, name) for name in version.weights}
+    try:
+        with _draft_folder(folder, version.index.digest) as draft:
+            _fetch_weights(version, places, draft, progress)
+            unpack(verified(version.store.read_blob(version.bundle), version.bundle), draft)
+            _check_files(version, draft)
+            _finish(draft, folder)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {folder}: {error.strerror or error}",
+            cure="make room or name another folder with --to",
+        ) from error
+    return PulledModel(folder, place_of_checkpoints(version, folder))
+
+
+def place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
+    """Return where in a pulled folder each checkpoint of the version is."""
+    return {name: folder / _place(version, name) for name in version.weights}
+
+
+def _place(version: Version, name: str) -> str:
+    """Return where in the folder a checkpoint goes: where config.yaml looks for it, if that is inside."""
+    section = version.config.get("checkpoints") or {}
+    if name != "default":
+        section = (section.get("additional") or {}).get(name) or {}
+    path = str(section.get("path") or "")
+    inside = path and not path.startswith(("/", "~")) and ".." not in path.split("/")
+    return path if section.get("type") == "local" and inside else f"{WEIGHTS_DIR}/{name}"
+
+
+@contextmanager
+def _draft_folder(folder: Path, digest: str) -> Iterator[Path]:
+    """Give the folder that is moved to its place when it is whole; one process at a time works on it."""
+    encoded = digest.partition(":")[2][:12]
+    draft = folder.absolute().with_name(f".{folder.absolute().name}.{encoded}.pull")
+    draft.mkdir(parents=True, exist_ok=True)
+    with (draft / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is pulling into {folder}", cure="wait for it") from None
+        yield draft
+
+
+def _fetch_weights(
+    version: Version, places: Mapping[str, str], draft: Path, progress: TransferProgress
+) -> None:
+    layers = {name: version.weight_layers(name) for name in places}
+    for each in layers.values():
+        check_complete(each)
+    done = draft / _DONE
+    done.mkdir(exist_ok=True)
+    todo = [
+        (draft / places[name] / layer.path, layer)
+        for name, found in layers.items()
+        for layer in found
+        if not _note(done, name, layer).exists() or not (draft / places[name] / layer.path).exists()
+    ]
+    if todo:
+        progress.begin(len(todo), sum(layer.descriptor.size_bytes for _, layer in todo))
+    names = {id(layer): name for name, found in layers.items() for layer in found}
+
+    def fetch(item: tuple[Path, WeightLayer]) -> None:
+        path, layer = item
+        _fetch_layer(version, layer, path, progress)
+        _note(done, names[id(layer)], layer).touch()
+
+    in_parallel(fetch, todo, _WORKERS)
+
+
+def _note(done: Path, checkpoint: str, layer: WeightLayer) -> Path:
+    """Return the note that says that a layer has arrived; it names the content and the place."""
+    what = f"{checkpoint} {layer.path} {layer.offset} {layer.descriptor.digest}"
+    return done / hashlib.sha256(what.encode()).hexdigest()
+
+
+def _fetch_layer(version: Version, layer: WeightLayer, path: Path, progress: TransferProgress) -> None:
+    name, told = layer.descriptor.name, 0
+    progress.started(name, layer.descriptor.size_bytes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        if os.fstat(descriptor).st_size != layer.file_size_bytes:
+            file.truncate(layer.file_size_bytes)
+        file.seek(layer.offset)
+        for piece in verified(version.store.read_blob(layer.descriptor), layer.descriptor):
+            file.write(piece)
+            told += len(piece)
+            progress.advanced(name, len(piece))
+        os.fsync(descriptor)
+    progress.finished(name)
+
+
+def _check_files(version: Version, draft: Path) -> None:
+    """Compare what was unpacked with the package's table of contents."""
+    for path, said in version.files.items():
+        file = draft / path
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != said["sha256"]:
+            raise RegistryError(f"{path} is not what the version says it is", cure="upload the version again")
+
+
+def _finish(draft: Path, folder: Path) -> None:
+    shutil.rmtree(draft / _DONE)
+    if folder.is_dir():
+        folder.rmdir()
+    (draft / ".lock").unlink()
+    draft.rename(folder)

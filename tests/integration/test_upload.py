@@ -1,0 +1,237 @@
+"""`modelkit upload` and its sisters as a person runs them: what is printed, attached, signed, and never sent."""
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+from greeter import MODEL, WEIGHTS, write_greeter
+from modelkit import Client
+from modelkit.cli.app import main
+from modelkit.registry import LayoutReference
+from modelkit.registry.layout import Layout
+from modelkit.versions.attachments import attached
+from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
+
+SECRETS = {
+    "GREETER_TOKEN": "correct-horse-battery-staple",
+    "MODELKIT_REGISTRY_PASSWORD": "difference-engine-1842",
+    "HF_TOKEN": "hf_" + "Q" * 34,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    monkeypatch.chdir(tmp_path)
+    return write_greeter(tmp_path / "greeter")
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments, code=0):
+        assert main([str(argument) for argument in arguments]) == code, capsys.readouterr().err
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def keys(tmp_path):
+    for name in ("sign", "other"):
+        command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        command = ["openssl", "ec", "-in", f"{name}.key", "-pubout", "-out", f"{name}.pub"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    return tmp_path
+
+
+def test_from_folder_to_registry_and_back(folder, run, registry, tmp_path):
+    name = f"{registry.host}/team/{uuid.uuid4().hex[:8]}"
+    first = run("upload", folder, "--to", name)
+    assert first.out.startswith(f"{name}:v1@sha256:")
+    assert f"✓ {name}:v1 is there; sent 1.3 MB" in first.err
+    second = run("upload", folder, "--to", name)
+    assert (second.out, "is unchanged; nothing had to be sent" in second.err) == (first.out, True)
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    third = json.loads(run("upload", folder, "--to", f"{name}:prod", "--json").out)
+    assert (third["reference"], third["sent_bytes"] < 20_000) == (f"{name}:v2", True)
+    listed = json.loads(run("versions", name, "--json").out)
+    assert [(each["tag"], sorted(each["tags"])) for each in listed] == [
+        ("v2", ["latest", "prod"]),
+        ("v1", []),
+    ]
+    pulled = run("pull", f"{name}:v1", "--to", tmp_path / "pulled")
+    assert pulled.out.strip() == str(tmp_path / "pulled")
+    assert (tmp_path / "pulled/model.py").read_text() == MODEL
+    assert (tmp_path / "pulled/checkpoint/model.safetensors").read_bytes() == WEIGHTS["model.safetensors"]
+    assert "~ model.py" in run("diff", f"{name}:v1", "v2").out
+    assert "content     ok" in run("verify", f"{name}:v2").out
+
+
+def test_versions_on_this_machine(folder, run, monkeypatch):
+    assert "there are no versions on this machine" in run("versions").err
+    run("upload", folder)
+    assert run("versions").out.splitlines()[1].startswith("greeter:v1")
+    assert run("versions", "./greeter").out == run("versions", "greeter").out
+    monkeypatch.chdir(folder)
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    run("upload")
+    assert "~ model.py" in run("diff", "v1", "v2").out
+    assert "there is no greeter:v9" in run("pull", "greeter:v9", "--to", "x", code=1).err
+
+
+def test_what_breaks_callers_is_refused_with_the_list(folder, run):
+    run("upload", folder)
+    (folder / "model.py").write_text(MODEL.replace("name: str", "who: str").replace("{name}", "{who}"))
+    refused = run("upload", folder, code=2)
+    assert "greet: argument 'name' was renamed to 'who'" in refused.err
+    assert "--allow-breaking" in refused.err
+    allowed = run("upload", folder, "--allow-breaking")
+    assert "breaks callers: greet: argument 'name' was renamed to 'who'" in allowed.err
+
+
+def test_an_sbom_and_where_it_came_from_are_attached(folder, run, tmp_path):
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    run("upload", folder)
+    layout = Layout(LayoutReference(tmp_path / "versions/greeter"))
+    digest = layout.find_manifest("v1").digest
+    (sbom,) = attached(layout, digest, CYCLONEDX)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.decode()) is None
+    components = {each["name"]: each for each in json.loads(sbom)["components"]}
+    assert components["numpy"]["purl"] == "pkg:pypi/numpy@2.1.0"
+    assert components["default/model.safetensors"]["hashes"][0]["alg"] == "SHA-256"
+    (statement,) = [json.loads(each) for each in attached(layout, digest, IN_TOTO)]
+    assert statement["subject"][0]["digest"]["sha256"] == digest.partition(":")[2]
+    run("upload", folder)
+    assert len(attached(layout, digest, IN_TOTO)) == 1
+
+
+def test_a_signature_that_openssl_checks_too(folder, run, keys, registry, tmp_path):
+    for name in ("greeter", f"{registry.host}/team/{uuid.uuid4().hex[:8]}"):
+        run("upload", folder, "--sign-key", keys / "sign.key", "--to", name)
+        assert "signature   ok" in run("verify", name, "--key", keys / "sign.pub").out
+        assert "has not signed it" in run("verify", name, "--key", keys / "other.pub", code=1).out
+    layout = Layout(LayoutReference(tmp_path / "versions/greeter"))
+    digest = layout.find_manifest("v1").digest
+    manifest = layout.get_manifest(f"{digest.replace(':', '-')}.sig")
+    layer = manifest.blobs[1]
+    payload = b"".join(layout.read_blob(layer))
+    assert json.loads(payload)["critical"]["image"]["docker-manifest-digest"] == digest
+    (tmp_path / "payload").write_bytes(payload)
+    (tmp_path / "signature").write_bytes(
+        base64.b64decode(layer.annotations["dev.cosignproject.cosign/signature"])
+    )
+    command = ["openssl", "dgst", "-sha256", "-verify", "sign.pub", "-signature", "signature", "payload"]
+    assert (
+        "Verified OK"
+        in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    )
+    run("upload", folder, "--sign-key", keys / "sign.key")
+    assert layout.get_manifest(f"{digest.replace(':', '-')}.sig").digest == manifest.digest
+    run("upload", folder, "--sign-key", keys / "other.key")
+    for name in ("sign", "other"):
+        assert "signature   ok" in run("verify", "greeter", "--key", keys / f"{name}.pub").out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "is no private key in PEM"),
+        ("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----", "in cosign's own way"),
+    ],
+)
+def test_a_key_that_will_not_do_is_said_before_any_work(folder, run, tmp_path, text, message):
+    (tmp_path / "bad.key").write_text(text)
+    assert message in run("upload", folder, "--sign-key", tmp_path / "bad.key", code=2).err
+    assert "cannot be read" in run("upload", folder, "--sign-key", tmp_path / "none.key", code=2).err
+    assert not (tmp_path / "versions").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("ghcr.io/Ada/Chat", "write ghcr.io/ada/chat"), ("greeter@sha256:" + "0" * 64, "names a digest")],
+)
+def test_a_target_that_will_not_do_is_said_before_any_work(folder, run, target, message):
+    assert message in run("upload", folder, "--to", target, code=2).err
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+
+
+def plant_secrets(folder, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MODELKIT_REGISTRY_HOST", "registry.example.com")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config + "secrets:\n  - env_var: GREETER_TOKEN\n")
+    (folder / ".env").write_text("\n".join(f"{name}={value}" for name, value in SECRETS.items()))
+    commands = [
+        ["init", "-q"],
+        ["remote", "add", "origin", f"https://ada:{SECRETS['HF_TOKEN']}@example.com/greeter.git"],
+        ["add", "config.yaml", "model.py", "requirements.txt"],
+        ["-c", "user.name=ada", "-c", "user.email=ada@example.com", "commit", "-q", "-m", "x"],
+    ]
+    (folder / ".gitignore").write_text("checkpoint\n.env\n.gitignore\n__pycache__\n")
+    for command in commands:
+        subprocess.run(["git", "-C", str(folder), *command], check=True, capture_output=True)
+
+
+def test_a_planted_secret_is_in_no_blob_manifest_or_log(folder, run, registry, tmp_path, monkeypatch, keys):
+    plant_secrets(folder, monkeypatch)
+    name = f"{registry.host}/team/{uuid.uuid4().hex[:8]}"
+    told = [run("-v", "upload", folder, "--sign-key", keys / "sign.key", *to) for to in ((), ("--to", name))]
+    assert "left out: it looks like a secret" in told[0].err
+    layout = Layout(LayoutReference(tmp_path / "versions/greeter"))
+    (statement,) = attached(layout, layout.find_manifest("v1").digest, IN_TOTO)
+    assert b"git+https://example.com/greeter.git" in statement
+    places = [
+        path
+        for root in (tmp_path / "versions", registry.storage)
+        for path in root.rglob("*")
+        if path.is_file()
+    ]
+    texts = {str(path): path.read_bytes() for path in [*places, registry.log_path]}
+    texts |= {f"output {number}": (each.out + each.err).encode() for number, each in enumerate(told)}
+    assert len(texts) > 20
+    for value in SECRETS.values():
+        forms = [value.encode(), base64.b64encode(value.encode()).rstrip(b"="), value.encode().hex().encode()]
+        assert [place for place, text in texts.items() if any(form in text for form in forms)] == []
+
+
+def test_a_secret_in_the_code_stops_the_upload(folder, run, tmp_path, monkeypatch):
+    plant_secrets(folder, monkeypatch)
+    (folder / "model.py").write_text(MODEL + f"TOKEN = '{SECRETS['GREETER_TOKEN']}'\n")
+    refused = run("upload", folder, code=2)
+    assert "the file holds the value of GREETER_TOKEN" in refused.err
+    assert SECRETS["GREETER_TOKEN"] not in refused.err
+    (folder / "model.py").write_text(MODEL)
+    refused = run("upload", folder, "--set", f"model.notes={SECRETS['GREETER_TOKEN']}", code=2)
+    assert "the config holds the value of GREETER_TOKEN" in refused.err
+    assert not (tmp_path / "versions").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- serving
+
+
+def test_a_version_is_served_by_its_name(folder, run, tmp_path):
+    run("upload", folder)
+    command = [sys.executable, "-m", "modelkit", "serve", "greeter:v1", "--local", "--port", "0", "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        address = json.loads(line)["address"]
+        with Client(address) as client:
+            assert client.predict("greet", name="Ada") == "hello Ada"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)

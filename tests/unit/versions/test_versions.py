@@ -1,0 +1,305 @@
+"""Versions: numbered once, unchanged where nothing changed, the same folder when they come back."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from greeter import MODEL, WEIGHTS, send
+from modelkit.errors import RegistryError, UsageError
+from modelkit.package import collect
+from modelkit.registry import Draft, LayoutReference, copy, open_store
+from modelkit.registry.base import MANIFEST
+from modelkit.registry.layout import Layout
+from modelkit.versions import weights as weights_module
+from modelkit.versions.catalog import list_entries
+from modelkit.versions.diff import diff
+from modelkit.versions.folder import read_folder
+from modelkit.versions.media_types import (
+    MODEL_CONFIG,
+    MODEL_DOC,
+    MODEL_MANIFEST,
+    MODEL_WEIGHT,
+    MODEL_WEIGHT_CONFIG,
+)
+from modelkit.versions.pull import pull
+from modelkit.versions.upload import BreakingChangeError, version_numbers
+from modelkit.versions.verify import verify
+from modelkit.versions.version import ImagePart, compose, read_version
+
+IMAGE_CONFIG = {
+    "architecture": "amd64",
+    "os": "linux",
+    "rootfs": {"type": "layers", "diff_ids": []},
+    "config": {},
+}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Files of more than 300 kB are split."""
+    monkeypatch.setattr(weights_module, "PART_BYTES", 300_000)
+
+
+def checkpoint_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_versions_are_numbered_and_latest_is_the_last(folder, store):
+    assert send(folder, store).tag == "v1"
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    result = send(folder, store)
+    assert (result.tag, result.is_new) == ("v2", True)
+    assert store.tags() == ["latest", "v1", "v2"]
+    assert store.find_manifest("latest").digest == result.digest != store.find_manifest("v1").digest
+
+
+def test_an_upload_of_the_same_sends_nothing_and_gets_no_number(folder, store):
+    first = send(folder, store)
+    os.utime(folder / "model.py", (1, 1))
+    again = send(folder, store)
+    assert (again.tag, again.is_new, again.digest) == ("v1", False, first.digest)
+    assert (again.copied.num_sent, again.copied.sent_bytes, again.copied.num_manifests_sent) == (0, 0, 0)
+
+
+def test_a_change_of_code_sends_no_weights(folder, store):
+    send(folder, store)
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    changed = send(folder, store)
+    assert changed.copied.sent_bytes < 20_000 < len(WEIGHTS["model.safetensors"])
+
+
+def test_going_back_is_a_new_number_of_the_old_content(folder, store):
+    first = send(folder, store)
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    send(folder, store)
+    (folder / "model.py").write_text(MODEL)
+    back = send(folder, store)
+    assert (back.tag, back.digest, back.copied.sent_bytes) == ("v3", first.digest, 0)
+    assert store.find_manifest("latest").digest == first.digest
+
+
+def test_another_name_moves_and_a_number_does_not(folder, store):
+    send(folder, store, tag="prod")
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    second = send(folder, store, tag="prod")
+    assert store.find_manifest("prod").digest == second.digest
+    (folder / "model.py").write_text(MODEL + "# changed again\n")
+    with pytest.raises(UsageError, match="v1 is there already, and a version never changes") as caught:
+        send(folder, store, tag="v1")
+    assert "v3" in caught.value.cure
+    assert send(folder, store, tag="v7").tag == "v7"
+    assert version_numbers(store) == [1, 2, 7]
+
+
+def test_what_breaks_callers_is_refused_before_anything_is_sent(folder, store):
+    send(folder, store)
+    (folder / "model.py").write_text(MODEL.replace("name: str", "who: str").replace("{name}", "{who}"))
+    before = store.tags()
+    with pytest.raises(BreakingChangeError, match="argument 'name' was renamed to 'who'") as caught:
+        send(folder, store)
+    assert "--allow-breaking" in caught.value.cure
+    assert store.tags() == before
+    assert send(folder, store, allow_breaking=True).breaking == (
+        "greet: argument 'name' was renamed to 'who'",
+    )
+
+
+def test_a_version_comes_back_as_the_same_folder(folder, store, tmp_path):
+    send(folder, store)
+    pulled = pull(read_version(store, "v1"), tmp_path / "pulled")
+    assert checkpoint_of(pulled.checkpoints["default"]) == WEIGHTS
+    assert pulled.checkpoints["default"] == tmp_path / "pulled/checkpoint"
+    without = [folder / "checkpoint"]
+    assert (
+        collect(pulled.folder, without=[pulled.folder / "checkpoint"]).digest
+        == collect(folder, without=without).digest
+    )
+    again = send(pulled.folder, store)
+    assert not again.is_new
+
+
+def test_large_files_are_split_and_put_together_again(folder, store, tmp_path, small_parts):
+    send(folder, store)
+    layers = read_version(store, "v1").weight_layers("default")
+    parts = [layer for layer in layers if layer.path == "model.safetensors"]
+    assert [(part.offset, part.descriptor.size_bytes) for part in parts] == [
+        (0, 300_000), (300_000, 300_000), (600_000, 300_000), (900_000, 300_000), (1_200_000, 80_000),
+    ]  # fmt: skip
+    assert "part-00002-of-00005" in parts[1].descriptor.name
+    pulled = pull(read_version(store, "v1"), tmp_path / "pulled")
+    assert checkpoint_of(pulled.checkpoints["default"]) == WEIGHTS
+
+
+def test_a_large_file_that_is_not_the_pinned_one_is_noticed(folder, tmp_path, small_parts):
+    files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
+    (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
+    with pytest.raises(UsageError, match="is not the file that was pinned"):
+        compose(read_folder(folder).content)
+
+
+def test_a_small_file_that_is_not_the_pinned_one_is_refused_where_it_arrives(folder, store):
+    files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
+    (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
+    with pytest.raises(RegistryError):
+        send(folder, store)
+    assert store.tags() == []
+
+
+def test_weights_follow_the_model_specification(folder, store):
+    send(folder, store)
+    manifest = read_version(store, "v1").weights["default"]
+    assert (manifest.document["mediaType"], manifest.artifact_type) == (MANIFEST, MODEL_MANIFEST)
+    config = manifest.blobs[0]
+    assert config.media_type == MODEL_CONFIG
+    document = json.loads(b"".join(store.read_blob(config)))
+    assert document["config"] == {
+        "architecture": "GreeterForCausalLM",
+        "format": "safetensors",
+        "precision": "bfloat16",
+    }
+    assert document["modelfs"]["diffIds"] == [blob.digest for blob in manifest.blobs[1:]]
+    kinds = {blob.annotations["org.cncf.model.filepath"]: blob.media_type for blob in manifest.blobs[1:]}
+    assert kinds == {
+        "config.json": MODEL_WEIGHT_CONFIG,
+        "model.safetensors": MODEL_WEIGHT,
+        "tokenizer/vocab.txt": MODEL_WEIGHT_CONFIG,
+        "README.md": MODEL_DOC,
+    }
+
+
+def image_in(store):
+    draft = Draft()
+    config = draft.add_bytes(json.dumps(IMAGE_CONFIG).encode(), "application/vnd.oci.image.config.v1+json")
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config.to_json(), "layers": []}
+    manifest = draft.add_manifest(document)
+    copy(draft, store, manifest.digest, tags=["built"])
+    return ImagePart(store, manifest.digest)
+
+
+def test_whoever_knows_images_finds_the_image_in_a_version(folder, tmp_path):
+    layout, target = (Layout(LayoutReference(tmp_path / name)) for name in ("built", "versions"))
+    content = read_folder(folder, image=image_in(layout)).content
+    draft, index = compose(content)
+    copy(draft, target, index.digest, tags=["v1"])
+    for command in (
+        ["skopeo", "inspect", "--override-os=linux", "--override-arch=amd64", f"oci:{target.folder}:v1"],
+        ["skopeo", "copy", "--all", f"oci:{target.folder}:v1", f"oci:{tmp_path / 'copied'}:v1"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert read_version(Layout(LayoutReference(tmp_path / "copied")), "v1").index.digest == index.digest
+
+
+def test_a_list_of_versions(folder, store):
+    send(folder, store, tag="prod")
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    send(folder, store)
+    second, first = list_entries(store)
+    assert (first.tag, first.tags) == ("v1", ("prod",))
+    assert (second.tag, second.tags) == ("v2", ("latest",))
+    assert second.weights_bytes > len(WEIGHTS["model.safetensors"])
+
+
+def test_the_difference_of_two_versions(folder, store):
+    send(folder, store)
+    (folder / "model.py").write_text(MODEL.replace("loudly: bool = False", "loudly: int = 0"))
+    (folder / "requirements.txt").write_text("numpy==2.2.0\npillow\n")
+    (folder / "checkpoint/model.safetensors").write_bytes(b"other weights")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("Greets.", "Greets people."))
+    send(folder, store, allow_breaking=True)
+    found = diff(read_version(store, "v1"), read_version(store, "v2"))
+    assert [(each.name, each.old, each.new) for each in found.config] == [
+        ("model.description", "Greets.", "Greets people.")
+    ]
+    assert [(each.name, each.old, each.new) for each in found.dependencies] == [
+        ("httpx", ">=0.27", None), ("numpy", "==2.1.0", "==2.2.0"), ("pillow", None, "any"),
+    ]  # fmt: skip
+    assert [each.name for each in found.files] == ["config.yaml", "model.py", "requirements.txt"]
+    assert [each.name for each in found.weights] == ["default/model.safetensors"]
+    assert found.breaking == ("greet: argument 'loudly' took bool and takes int now",)
+    assert diff(read_version(store, "v2"), read_version(store, "v2")).as_json() == {}
+
+
+def test_a_pull_overwrites_nothing(folder, store, tmp_path):
+    send(folder, store)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="pull overwrites nothing"):
+        pull(read_version(store, "v1"), tmp_path / "mine")
+    assert (tmp_path / "mine/notes.txt").read_text() == "mine"
+
+
+def test_a_pull_that_was_cut_goes_on(folder, tmp_path):
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    send(folder, layout)
+    version = read_version(layout, "v1")
+    last = max(version.weight_layers("default"), key=lambda layer: layer.descriptor.size_bytes).descriptor
+    blob = layout.blob_path(last.digest)
+    blob.rename(blob.with_suffix(".away"))
+    with pytest.raises(RegistryError, match="has lost"):
+        pull(version, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+    blob.with_suffix(".away").rename(blob)
+    assert checkpoint_of(pull(version, tmp_path / "pulled").checkpoints["default"]) == WEIGHTS
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/x", "a/../../b", "a\\b", "a\nb", ""])
+def test_weights_that_would_be_written_elsewhere_are_refused(path, tmp_path):
+    from modelkit.registry.base import Descriptor, Manifest, sha256_digest
+    from modelkit.versions.media_types import FILE
+
+    layer = Descriptor(
+        MODEL_WEIGHT, sha256_digest(b""), 0, {FILE: json.dumps({"path": path or "/", "size": 0})}
+    )
+    manifest = Manifest.build({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [layer.to_json()]})
+    with pytest.raises(RegistryError, match="written outside"):
+        weights_module.read_weights(manifest)
+
+
+def test_verify_finds_what_is_damaged(folder, tmp_path):
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    send(folder, layout)
+    version = read_version(layout, "v1")
+    assert {check.name: check.is_fine for check in verify(version)} == {
+        "content": True, "weights": True, "lock": None, "sbom": None, "provenance": None, "signature": None,
+    }  # fmt: skip
+    layer = next(each for each in version.weight_layers("default") if each.path == "model.safetensors")
+    path = layout.blob_path(layer.descriptor.digest)
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    checks = {check.name: check for check in verify(version)}
+    assert checks["content"].is_fine is False
+    assert "model.safetensors is not what its digest says" in checks["content"].detail
+    with pytest.raises(RegistryError, match=r"model\.safetensors is not what its digest says"):
+        pull(version, tmp_path / "pulled")
+    path.unlink()
+    shallow = {check.name: check for check in verify(version, shallow=True)}
+    assert "missing" in shallow["content"].detail
+
+
+def test_an_image_is_no_version(tmp_path):
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    image_in(layout)
+    with pytest.raises(RegistryError, match="is no version of a model"):
+        read_version(layout, "built")
+
+
+def test_two_uploads_at_once_get_two_numbers(folder, tmp_path):
+    reference = LayoutReference(tmp_path / "layout")
+    indexes = []
+    with open_store(reference) as store:
+        for text in ("# one\n", "# two\n"):
+            (folder / "model.py").write_text(MODEL + text)
+            draft, index = compose(read_folder(folder).content)
+            copy(draft, store, index.digest)
+            indexes.append(index)
+        assert store.claim_tag(indexes[0], "v1")
+        assert not store.claim_tag(indexes[1], "v1")
+        assert send(folder, store).tag == "v2"
