@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def build_fails(folder, *arguments, env=None):
 @contextlib.contextmanager
 def running(docker, image, *options):
     """A container of an image and a client that is connected to it."""
-    name = docker("run", "--detach", "--publish", "127.0.0.1::50051", *options, image)[:12]
+    name = f"modelkit-test-{uuid.uuid4().hex[:12]}"
     try:
+        docker("run", "--detach", "--name", name, "--publish", "127.0.0.1::50051", *options, image)
         with Client(docker("port", name, "50051/tcp").split()[0]) as client:
             client.wait_ready(timeout_s=60)
             yield name, client
