@@ -3,13 +3,17 @@
 The base image is Debian with its own Python, which `scripts/make_test_base.py` makes: nothing has to be pulled.
 """
 
+import contextlib
+import json
 import subprocess
+import sys
 import textwrap
 import uuid
 from pathlib import Path
 
 import pytest
 
+from modelkit import Client, ModelkitError
 from modelkit.image.tool import find_tool, tool_problem
 from paths import load_script
 
@@ -119,3 +123,26 @@ def write_folder(path: Path, base: str, config: str = "") -> Path:
 def image_folder(tmp_path, base_image):
     """A model folder whose image is built from the base image."""
     return write_folder(tmp_path / "worker", base_image)
+
+
+def build(folder, *arguments):
+    """Run `modelkit build` as a process; return what it prints as JSON, and what it says meanwhile."""
+    command = [sys.executable, "-m", "modelkit", "build", str(folder), "--json", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout), run.stderr
+
+
+@contextlib.contextmanager
+def running(docker, image, *options):
+    """A container of an image and a client that is connected to it."""
+    name = f"modelkit-test-{uuid.uuid4().hex[:12]}"
+    try:
+        docker("run", "--detach", "--name", name, "--publish", "127.0.0.1::50051", *options, image)
+        with Client(docker("port", name, "50051/tcp").split()[0]) as client:
+            client.wait_ready(timeout_s=60)
+            yield name, client
+    except ModelkitError as error:
+        raise AssertionError(docker("logs", name)) from error
+    finally:
+        docker("rm", "--force", name)

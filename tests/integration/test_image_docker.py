@@ -1,33 +1,22 @@
 """Images that are really built, by both builders, and really run."""
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
-from fixtures_docker import write_folder
-from modelkit import Client, ModelkitError
+from fixtures_docker import build, running, write_folder
 from modelkit.cli.app import main
 from modelkit.image.plan import USER_ID
 
 pytestmark = pytest.mark.timeout(400)
 
 WEIGHTS = "checkpoints: {type: local, path: checkpoint}\n"
-
-
-def build(folder, *arguments):
-    """Run `modelkit build` as a process; return what it prints as JSON, and what it says meanwhile."""
-    command = [sys.executable, "-m", "modelkit", "build", str(folder), "--json", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout), run.stderr
 
 
 def build_fails(folder, *arguments, env=None):
@@ -37,21 +26,6 @@ def build_fails(folder, *arguments, env=None):
     )
     assert run.returncode in {1, 2}, run.stdout + run.stderr
     return run.stderr
-
-
-@contextlib.contextmanager
-def running(docker, image, *options):
-    """A container of an image and a client that is connected to it."""
-    name = f"modelkit-test-{uuid.uuid4().hex[:12]}"
-    try:
-        docker("run", "--detach", "--name", name, "--publish", "127.0.0.1::50051", *options, image)
-        with Client(docker("port", name, "50051/tcp").split()[0]) as client:
-            client.wait_ready(timeout_s=60)
-            yield name, client
-    except ModelkitError as error:
-        raise AssertionError(docker("logs", name)) from error
-    finally:
-        docker("rm", "--force", name)
 
 
 @pytest.fixture(scope="module")
