@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types imports protos-check docs-check unit engine-env format protos docs bench venv clean
+.PHONY: help demo test lint types imports protos-check docs-check unit engine-env test-base format protos docs bench venv clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ unit: $(DEV) ## pytest; choose with ARGS="tests/unit -k codec" (tests of vLLM ne
 
 engine-env: $(DEV) ## install vLLM into .cache/engines, for the tests that serve with it (2 GB)
 	MODELKIT_ENGINES_DIR=$(ENGINES) $(BIN)/modelkit engines install vllm
+
+test-base: $(DEV) ## make the base image for the tests that build images (mmdebstrap, once)
+	$(BIN)/python scripts/make_test_base.py
 
 format: $(DEV) ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix

@@ -6,6 +6,7 @@
     ├── LoadError                      1   FAILED_PRECONDITION  the model or its checkpoint could not be loaded
     ├── EngineError                    1   INTERNAL             the engine refused or died
     ├── ServeError                     1   UNAVAILABLE          the server could not start (a port in use, ...)
+    ├── BuildError                     1   INTERNAL             an image could not be built
     ├── RegistryError                  1   UNAVAILABLE          a registry refused, or cannot be reached
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 __all__ = [
+    "BuildError",
     "CallError",
     "CancelledCallError",
     "ConfigError",
@@ -130,6 +132,12 @@ class ServeError(ModelkitError):
     """The server could not start."""
 
     grpc_status = "UNAVAILABLE"
+
+
+class BuildError(ModelkitError):
+    """An image could not be built, or its container could not be started."""
+
+    grpc_status = "INTERNAL"
 
 
 class RegistryError(ModelkitError):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from modelkit.checkpoints.base import SourceFile, checked_path
 from modelkit.config import CheckpointConfig, CheckpointSourceConfig, Config
-from modelkit.engines.catalog import ENGINES
+from modelkit.engines.catalog import ENGINES, base_image
 from modelkit.errors import ConfigError, LoadError, Problem
 
 __all__ = [
@@ -114,7 +114,6 @@ class EnginePin(_Part):
 
     name: str
     version: str | None = None
-    image: str
 
 
 class Lock(_Part):
@@ -128,7 +127,7 @@ class Lock(_Part):
     @classmethod
     def of(cls, config: Config, checkpoints: Mapping[str, LockedCheckpoint]) -> Self:
         """Return the lock of a folder whose checkpoints have been resolved."""
-        return cls(checkpoints=dict(checkpoints), engine=_engine_pin(config), image=_image_pin(config))
+        return cls(checkpoints=dict(checkpoints), engine=_engine_pin(config), image=base_image(config))
 
     @classmethod
     def read(cls, model_dir: Path) -> Self | None:
@@ -177,7 +176,7 @@ class Lock(_Part):
         found = self.check_checkpoints(config)
         for label, now, then in (
             ("the engine", _engine_pin(config), self.engine),
-            ("the base image", _image_pin(config), self.image),
+            ("the base image", base_image(config), self.image),
         ):
             if now != then:
                 found.append(f"{label} is {_shown(now)}, and was {_shown(then)} when it was locked")
@@ -232,18 +231,8 @@ def _engine_pin(config: Config) -> EnginePin | None:
     info = ENGINES[config.engine.name]
     # The build for GPUs, whatever this machine has: a lock that depends on who wrote it pins nothing.
     build = info.builds.get("gpu")
-    pinned = build.version if build is not None else None
-    version = config.engine.version or pinned
-    image = info.image.replace(pinned, version) if pinned and version else info.image
-    return EnginePin(name=config.engine.name, version=version, image=image)
-
-
-def _image_pin(config: Config) -> str:
-    if config.build.image is not None:
-        return config.build.image
-    engine = _engine_pin(config)
-    python = f"python:{config.build.python_version}-slim"
-    return engine.image if engine is not None and engine.version is not None else python
+    version = config.engine.version or (build.version if build is not None else None)
+    return EnginePin(name=config.engine.name, version=version)
 
 
 def _shown(value: object) -> str:

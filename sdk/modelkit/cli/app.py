@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "init": Verb("modelkit.cli.init", "Write a new model folder from a template.", _MAKE),
     "validate": Verb("modelkit.cli.validate", "Find every mistake in a model folder.", _MAKE),
     "fit": Verb("modelkit.cli.fit", "Tell whether a model fits on a GPU.", _MAKE),
+    "build": Verb("modelkit.cli.build", "Build the image of a model.", _MAKE),
     "schema": Verb("modelkit.cli.schema", "Print the JSON Schema of config.yaml.", _MAKE),
     "lock": Verb("modelkit.cli.lock", "Pin a model's checkpoints, file by file, in modelkit.lock.", _MAKE),
     "fetch": Verb("modelkit.cli.fetch", "Fetch a model's weights: resumed, verified, once.", _MAKE),

@@ -23,6 +23,8 @@ __all__ = ["command", "scaffold"]
 DEFAULT_TEMPLATE = "python"
 DEFAULT_LLM_TEMPLATE = "transformers"
 REMOTE_TEMPLATE = "openai"
+# The block of the engine's image, which `modelkit build` renders: a folder of its own would stop following it.
+DOCKERFILE = "Dockerfile.j2"
 # What the templates of all engines have in common: a file of the engine's own takes the place of one of these.
 ENGINE_BASE = "_engine"
 # Small (270 MB), ungated and Apache-2.0: the first answer comes soon, also on a CPU.
@@ -204,7 +206,7 @@ def _template_files(template: str) -> dict[str, Path]:
         path.name.removesuffix(".j2"): path
         for layer in layers
         for path in (templates_dir() / layer).iterdir()
-        if path.is_file()
+        if path.is_file() and path.name != DOCKERFILE
     }
 
 

@@ -86,6 +86,10 @@ def command(
     skip_fit: Annotated[
         bool, typer.Option("--skip-fit", help="Start even a model that does not fit into the memory here.")
     ] = False,
+    in_container: Annotated[
+        bool,
+        typer.Option("--in-container", help="Build the folder's image and serve from a container of it."),
+    ] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written.")] = "text",
     profile_start: Annotated[
         bool, typer.Option("--profile-start", help="When ready, print what the time of the start went into.")
@@ -103,6 +107,8 @@ def command(
     # gRPC writes a line of its own about each fault that is reported here; must be set before it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if reload:
+        if in_container:
+            raise UsageError("--reload and --in-container exclude each other", cure="give one of the two")
         return _reload(path)
     _end_with_the_watcher()
     progress = _Progress()
@@ -111,6 +117,22 @@ def command(
     path = find_config(path).parent
     if engine is not None:
         config = _switch_engine(config, engine)
+    if in_container:
+        from modelkit.cli.in_container import Publishing, serve_in_container
+
+        if tls_cert or tls_key or tls_client_ca:
+            raise UsageError("--in-container serves without TLS", cure="leave --tls-* out")
+        return serve_in_container(
+            config,
+            path,
+            Publishing(host=host, port=port, http_port=_http_port(http_port, port) if http else None),
+            config_options=_as_options(env=[environment], set=overrides, engine=[engine]),
+            server_options=_as_options(
+                cors_origin=cors_origins, api_key_env=[api_key_env], log_format=[log_format]
+            ),
+            api_key_env=api_key_env,
+            as_json=as_json,
+        )
     is_own_config = not (environment or os.environ.get("MODELKIT_ENV") or overrides or settings or engine)
 
     def prepare() -> dict[str, Path]:
@@ -147,6 +169,17 @@ def command(
             console.info(progress.profile.table())
 
     return _run(server, progress, on_ready)
+
+
+def _as_options(**values: Sequence[str | None] | None) -> list[str]:
+    """Write options as a command line has them, for the server in a container."""
+    return [
+        part
+        for name, given in values.items()
+        for value in given or ()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", value)
+    ]
 
 
 def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from modelkit.config import EngineConfig
+from modelkit.config import Config, EngineConfig
 from modelkit.engines.base import Engine
 from modelkit.errors import EngineError
 
-__all__ = ["ENGINES", "Build", "EngineInfo", "Hardware", "create"]
+__all__ = ["ENGINES", "Build", "EngineInfo", "Hardware", "base_image", "create"]
 
 Hardware = Literal["gpu", "cpu"]
 
@@ -135,6 +135,22 @@ ENGINES: Mapping[str, EngineInfo] = MappingProxyType(
         ),
     }
 )
+
+
+def base_image(config: Config) -> str:
+    """Return what a model's image is built from: `build.image`, the image of its engine, or Python's slim one."""
+    if config.build.image is not None:
+        return config.build.image
+    slim = f"python:{config.build.python_version}-slim"
+    if config.engine is None:
+        return slim
+    image = ENGINES[config.engine.name].image
+    if image.startswith("python:"):
+        return slim
+    # The images of all engines with builds are tagged with the engine's version.
+    name, _, tag = image.rpartition(":")
+    version = config.engine.version
+    return f"{name}:v{version.partition('+')[0]}" if version is not None and tag.startswith("v") else image
 
 
 def create(config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> Engine:

@@ -153,7 +153,7 @@ def test_serving_warns_of_a_folder_that_changed_by_its_sizes(local, cache):
 def test_the_shape_of_the_file_is_stable(local):
     assert json.loads((local / LOCK_NAME).read_text()) == {
         "lock_version": 1,
-        "engine": {"name": "echo", "image": "python:3.12-slim"},
+        "engine": {"name": "echo"},
         "image": "python:3.12-slim",
         "checkpoints": {
             "default": {

@@ -1,0 +1,1 @@
+"""One builder per file, in the shape of `base`; `choose` picks one."""
