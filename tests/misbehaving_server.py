@@ -176,7 +176,9 @@ class HttpServer:
 
     async def answer(self, request):
         body = await request.json()
-        if self.strict and ("ignore_eos" in body or "continuous_usage_stats" in body.get("stream_options", {})):
+        if self.strict and (
+            "ignore_eos" in body or "continuous_usage_stats" in body.get("stream_options", {})
+        ):
             return web.json_response({"error": {"message": "unrecognized argument"}}, status=400)
         script = read_script(body)
         if script.status != 200:
@@ -187,7 +189,9 @@ class HttpServer:
             await asyncio.sleep(60)
         try:
             async for chunks in self.answers.play(script):
-                await response.write(b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks))
+                await response.write(
+                    b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+                )
         except Broken:
             request.transport.abort()
             return response

@@ -60,6 +60,10 @@ def parse_lengths(text: str, what: str) -> Lengths:
             raise ValueError(kind)
     except ValueError:
         raise UsageError(f"{what} {text}: that is no length and no distribution", cure=_CURE) from None
-    if lengths.first < 1 or lengths.second < 0 or (lengths.kind == "uniform" and lengths.second < lengths.first):
+    if (
+        lengths.first < 1
+        or lengths.second < 0
+        or (lengths.kind == "uniform" and lengths.second < lengths.first)
+    ):
         raise UsageError(f"{what} {text}: lengths are 1 token or more, the lower one first", cure=_CURE)
     return lengths

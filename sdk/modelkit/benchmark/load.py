@@ -115,7 +115,9 @@ class _Load:
     starts_ns: list[int] = field(default_factory=list)
     ends_ns: list[int] = field(default_factory=list)
 
-    async def converse(self, number: int, conversation: Conversation, scheduled_ns: int, *, is_ramp: bool = False) -> None:
+    async def converse(
+        self, number: int, conversation: Conversation, scheduled_ns: int, *, is_ramp: bool = False
+    ) -> None:
         """Send the turns of a conversation, one after the other."""
         history: list[dict[str, Any]] = []
         if conversation.system:
@@ -135,7 +137,10 @@ class _Load:
             scheduled_ns = 0
             if not record.is_ok:
                 return
-            history += [{"role": "user", "content": turn.content}, {"role": "assistant", "content": record.text}]
+            history += [
+                {"role": "user", "content": turn.content},
+                {"role": "assistant", "content": record.text},
+            ]
 
     async def closed(self) -> Window:
         """Keep every slot busy until there is nothing left, or the time is over."""
@@ -180,7 +185,9 @@ class _Load:
 
 
 async def run_job(
-    job: Job, ready: Callable[[], Any] = lambda: None, on_counters: Callable[[Counters], None] = lambda _: None
+    job: Job,
+    ready: Callable[[], Any] = lambda: None,
+    on_counters: Callable[[Counters], None] = lambda _: None,
 ) -> LoadResult:
     """Connect, await `ready` (where several processes meet), do the job, and return its records."""
     target = connect(job.spec)

@@ -107,7 +107,7 @@ def measure(
     window: Window,
     concurrency: int | None,
     objectives: Sequence[Objective] = (),
-    client: ClientFigures = ClientFigures(),  # noqa: B008 - frozen
+    client: ClientFigures = ClientFigures(),
 ) -> dict[str, Any]:
     """Return the metrics of a level as run.json has them; times in the unit of their name, null where there is none."""
     counted = [record for record in records if not record.is_ramp]
@@ -135,7 +135,10 @@ def measure(
         "e2e_s": _json(Distribution.of(each.e2e for each in found), 1),
         "req_tok_s_decode": _json(Distribution.of(1 / each.tpot for each in found if _is_rate(each.tpot)), 1),
         "req_tok_s_e2e": _json(
-            Distribution.of(record.output_tokens / each.e2e for record, each in measured if _is_rate(each.e2e)), 1
+            Distribution.of(
+                record.output_tokens / each.e2e for record, each in measured if _is_rate(each.e2e)
+            ),
+            1,
         ),
         "llmperf_itl_ms": _json(
             Distribution.of(each.e2e / record.output_tokens for record, each in measured if record.is_ok), 1e3
@@ -202,7 +205,9 @@ def verdict(metrics: dict[str, Any], client: ClientFigures, concurrency: int | N
     lag_ms = client.loop_lag_p99_s * 1e3
     if itl and itl["p50"] and lag_ms > MAX_LAG_SHARE * itl["p50"]:
         share = lag_ms / itl["p50"]
-        reasons.append(f"client-limited: its loop lags {lag_ms:.1f} ms at p99, {share:.0%} of the ITL's median")
+        reasons.append(
+            f"client-limited: its loop lags {lag_ms:.1f} ms at p99, {share:.0%} of the ITL's median"
+        )
     if client.cpu_share > MAX_CLIENT_CPU:
         reasons.append(f"client-limited: it used {client.cpu_share:.0%} of a core")
     in_flight = metrics["inflight_mean"]
@@ -216,7 +221,8 @@ def _in_flight(records: Iterable[Record], window: Window) -> float | None:
     if not window.length_s:
         return None
     inside = sum(
-        max(0, min(record.ended_ns, window.end_ns) - max(record.sent_ns, window.start_ns)) for record in records
+        max(0, min(record.ended_ns, window.end_ns) - max(record.sent_ns, window.start_ns))
+        for record in records
     )
     return inside * NS / window.length_s
 

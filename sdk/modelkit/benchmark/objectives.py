@@ -12,7 +12,9 @@ __all__ = ["Objective", "parse_objective"]
 METRICS: Final = {"ttft": "ms", "tpot": "ms", "itl": "ms", "e2e": "s"}
 STATISTICS: Final = ("mean", "p50", "p90", "p95", "p99", "max")
 _UNITS_S: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
-_FORM = re.compile(r"(?P<name>[a-z0-9]+)_(?P<statistic>[a-z0-9]+)\s*=\s*(?P<number>[0-9.]+)\s*(?P<unit>[a-z]+)")
+_FORM = re.compile(
+    r"(?P<name>[a-z0-9]+)_(?P<statistic>[a-z0-9]+)\s*=\s*(?P<number>[0-9.]+)\s*(?P<unit>[a-z]+)"
+)
 _EXAMPLE = "such as --slo ttft_p95=500ms, --slo itl_p99=50ms, --slo e2e_p90=20s"
 
 
@@ -43,7 +45,9 @@ def parse_objective(text: str) -> Objective:
         if given not in known:
             guess = closest(given, list(known))
             hint = f"; did you mean '{guess}'?" if guess else ""
-            raise UsageError(f"'{text}': there is no {what} '{given}'{hint}", cure=f"there are: {', '.join(known)}")
+            raise UsageError(
+                f"'{text}': there is no {what} '{given}'{hint}", cure=f"there are: {', '.join(known)}"
+            )
     try:
         number = float(match["number"])
     except ValueError:

@@ -13,13 +13,101 @@ __all__ = ["Texts", "TokenizerTexts", "WordTexts", "open_texts"]
 _MAX_ATTEMPTS = 8
 _MAX_ATOMS = 4000
 # Common short words: one token each in most vocabularies, and calibrated where not.
-_WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city community name president team minute idea kid body information "
-    "back parent face others level office door health person art war history party result change morning reason research"
-).split()
+_WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+    "place",
+    "case",
+    "week",
+    "company",
+    "system",
+    "program",
+    "question",
+    "work",
+    "government",
+    "number",
+    "night",
+    "point",
+    "home",
+    "water",
+    "room",
+    "mother",
+    "area",
+    "money",
+    "story",
+    "fact",
+    "month",
+    "lot",
+    "right",
+    "study",
+    "book",
+    "eye",
+    "job",
+    "word",
+    "business",
+    "issue",
+    "side",
+    "kind",
+    "head",
+    "house",
+    "service",
+    "friend",
+    "father",
+    "power",
+    "hour",
+    "game",
+    "line",
+    "end",
+    "member",
+    "law",
+    "car",
+    "city",
+    "community",
+    "name",
+    "president",
+    "team",
+    "minute",
+    "idea",
+    "kid",
+    "body",
+    "information",
+    "back",
+    "parent",
+    "face",
+    "others",
+    "level",
+    "office",
+    "door",
+    "health",
+    "person",
+    "art",
+    "war",
+    "history",
+    "party",
+    "result",
+    "change",
+    "morning",
+    "reason",
+    "research",
+]
 
 
 class Texts(ABC):
@@ -87,7 +175,11 @@ class TokenizerTexts(Texts):
             if piece[:1] in {"Ġ", "▁"} and word.isalpha() and word.isascii():
                 found.append(f" {word}")
         step = max(1, len(found) // _MAX_ATOMS)
-        ones = [word for word in found[::step] if len(self._tokenizer.encode(word, add_special_tokens=False).ids) == 1]
+        ones = [
+            word
+            for word in found[::step]
+            if len(self._tokenizer.encode(word, add_special_tokens=False).ids) == 1
+        ]
         return ones or [f" {word}" for word in _WORDS]
 
 
@@ -121,7 +213,8 @@ def open_texts(path: Path | None) -> Texts:
         from tokenizers import Tokenizer
     except ModuleNotFoundError:
         raise UsageError(
-            "prompts of an exact length need the library 'tokenizers'", cure="pip install 'modelkit-sdk[bench]'"
+            "prompts of an exact length need the library 'tokenizers'",
+            cure="pip install 'modelkit-sdk[bench]'",
         ) from None
     if not file.is_file():
         raise UsageError(f"there is no {file}", cure="name a tokenizer.json, or a folder that has one")

@@ -24,7 +24,9 @@ _LENGTH = struct.Struct(">Q")
 _STDERR_BYTES = 4000
 
 
-async def run_jobs(jobs: Sequence[Job], on_counters: Callable[[Counters], None] = lambda _: None) -> LoadResult:
+async def run_jobs(
+    jobs: Sequence[Job], on_counters: Callable[[Counters], None] = lambda _: None
+) -> LoadResult:
     """Run each job in a process of its own, all from the same moment, and return their results as one.
 
     `on_counters` hears the sum of all a few times a second. Raises what a job raises; none goes on after that.

@@ -19,7 +19,15 @@ from modelkit.benchmark.targets import Turn
 from modelkit.benchmark.tokens import Texts
 from modelkit.errors import UsageError
 
-__all__ = ["Trace", "Workload", "fingerprint", "make_conversations", "poisson_offsets", "read_trace", "shortened"]
+__all__ = [
+    "Trace",
+    "Workload",
+    "fingerprint",
+    "make_conversations",
+    "poisson_offsets",
+    "read_trace",
+    "shortened",
+]
 
 Kind = Literal["synthetic", "file"]
 
@@ -180,7 +188,8 @@ def _from_file(workload: Workload, num: int, generator: random.Random) -> list[C
     chosen = [known[index % len(known)] for index in range(num)]
     return [
         Conversation(
-            tuple(Turn(text, workload.output_tokens.draw(generator)) for text in texts[: workload.num_turns]), system
+            tuple(Turn(text, workload.output_tokens.draw(generator)) for text in texts[: workload.num_turns]),
+            system,
         )
         for system, texts in chosen
     ]

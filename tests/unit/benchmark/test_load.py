@@ -232,6 +232,8 @@ async def test_coordinated_omission_is_seen_in_open_loop_only(url):
         ("open", Job(spec, "open", conversations, offsets_s=offsets)),
     ):
         result, _ = await asyncio.gather(run_jobs([replace(job)]), freeze_soon())
-        figures[mode] = measure(result.records, mode=mode, window=result.window, concurrency=1)["ttft_sched_ms"]
+        figures[mode] = measure(result.records, mode=mode, window=result.window, concurrency=1)[
+            "ttft_sched_ms"
+        ]
     assert figures["open"]["p90"] > 300
     assert figures["open"]["p90"] > 3 * figures["closed"]["p90"]

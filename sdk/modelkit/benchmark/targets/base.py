@@ -137,7 +137,10 @@ class Target(ABC):
                 await self.stream(encoded, record)
             record.status = OK
             if not record.output_tokens:
-                record.status, record.error = "NO_TOKENS", "the answer has no token, or its server told no usage"
+                record.status, record.error = (
+                    "NO_TOKENS",
+                    "the answer has no token, or its server told no usage",
+                )
         except TimeoutError:
             record.status, record.error = "TIMEOUT", f"no end within {self.spec.timeout_s:g} s"
         except RequestFailed as failure:

@@ -156,7 +156,13 @@ def _data(event: bytes) -> bytes:
 
 def _text(choice: dict[str, Any]) -> str:
     delta = choice.get("delta") or {}
-    return choice.get("text") or delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
+    return (
+        choice.get("text")
+        or delta.get("content")
+        or delta.get("reasoning_content")
+        or delta.get("reasoning")
+        or ""
+    )
 
 
 def _message(content: bytes) -> str:
