@@ -71,7 +71,7 @@ class Truth:
     ended_ns: int = 0
 
 
-class Broken(Exception):
+class ConnectionCut(Exception):  # noqa: N818
     """The connection is to be cut."""
 
 
@@ -92,7 +92,7 @@ class Answers:
             await asyncio.sleep(pause_s)
             await asyncio.sleep(max(0.0, self.frozen_until - time.perf_counter()))
             if 0 <= script.reset_before <= total:
-                raise Broken
+                raise ConnectionCut
             if 0 <= script.error_before <= total:
                 yield [{"error": {"message": "out of luck"}}]
                 return
@@ -192,7 +192,7 @@ class HttpServer:
                 await response.write(
                     b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
                 )
-        except Broken:
+        except ConnectionCut:
             request.transport.abort()
             return response
         if script.done:
@@ -226,7 +226,7 @@ class Misbehaving(Model):
                     if chunk["choices"]:
                         total += 1
                         yield json.dumps(chunk)
-        except Broken:
+        except ConnectionCut:
             raise UnavailableError("cut") from None
 
 

@@ -123,10 +123,8 @@ def _curve(line: Line, colour: str, x: "_Scale", y: "_Scale", x_name: str, y_nam
 def _bar(left: float, width: float, bar: Bar, name: str, colour: str, y: "_Scale") -> list[str]:
     assert bar.value is not None
     top, bottom, middle = y(bar.value), y(0.0), left + width / 2
-    drawn = [
-        f'<rect x="{left + 1:.1f}" y="{top:.1f}" width="{max(1.0, width - 2):.1f}" height="{max(0.5, bottom - top):.1f}" '
-        f'fill="{colour}"><title>{escape(name)}: {_number(bar.value)}</title></rect>'
-    ]
+    box = f'x="{left + 1:.1f}" y="{top:.1f}" width="{max(1.0, width - 2):.1f}" height="{max(0.5, bottom - top):.1f}"'
+    drawn = [f'<rect {box} fill="{colour}"><title>{escape(name)}: {_number(bar.value)}</title></rect>']
     value = _number(bar.value)
     if len(value) * _CHAR * 0.8 <= width + 6:
         drawn.append(_text(middle, top - 5, value, anchor="middle", size=10))
@@ -242,7 +240,7 @@ def _step(low: float, high: float) -> float:
     """Return 1, 2 or 5 times a power of ten: about five of them between the ends."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 5))
-    return float(next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5))
+    return float(next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5))  # noqa: PLR2004 - about five ticks
 
 
 def _number(value: float) -> str:

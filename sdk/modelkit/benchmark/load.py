@@ -177,7 +177,7 @@ class _Load:
                 zip(self.job.offsets_s, self.job.conversations, strict=True), self.job.first_index
             ):
                 due_ns = begun_ns + round(offset_s * 1e9)
-                while (left_ns := due_ns - now_ns()) > 0:
+                while (left_ns := due_ns - now_ns()) > 0:  # noqa: ASYNC110 - a timer may come too early
                     await asyncio.sleep(left_ns * 1e-9)
                 group.create_task(self.converse(index, conversation, due_ns))
         last_s = self.job.offsets_s[-1] if self.job.offsets_s else 0.0

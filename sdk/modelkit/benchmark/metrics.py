@@ -133,10 +133,12 @@ def measure(
         "chunk_gap_ms": _json(Distribution.of(gap for each in found for gap in each.gaps), 1e3),
         "tokens_per_msg": _json(Distribution.of(tokens_per_message), 1),
         "e2e_s": _json(Distribution.of(each.e2e for each in found), 1),
-        "req_tok_s_decode": _json(Distribution.of(1 / each.tpot for each in found if _is_rate(each.tpot)), 1),
+        "req_tok_s_decode": _json(
+            Distribution.of(1 / each.tpot for each in found if each.tpot and math.isfinite(each.tpot)), 1
+        ),
         "req_tok_s_e2e": _json(
             Distribution.of(
-                record.output_tokens / each.e2e for record, each in measured if _is_rate(each.e2e)
+                record.output_tokens / each.e2e for record, each in measured if record.is_ok and each.e2e
             ),
             1,
         ),
@@ -247,10 +249,6 @@ def _span_s(records: Sequence[Record]) -> float:
 
 def _rate(amount: float, seconds: float) -> float | None:
     return amount / seconds if seconds else None
-
-
-def _is_rate(value: float | None) -> bool:
-    return value is not None and 0 < value < math.inf
 
 
 def _json(values: Distribution | None, scale: float) -> dict[str, Any] | None:

@@ -1,10 +1,9 @@
-"""A checkpoint from an architecture's config alone: random weights and a real tokenizer, so that engines compare on a
-machine without the real ones.
+"""A checkpoint from an architecture's config alone: random weights, a real tokenizer.
 
-The answers are nonsense; their cost is the real model's. Nothing of torch is needed: a checkpoint is a header and numbers,
-and the numbers are one block of noise, repeated. The block's length is prime, so that no two rows of a matrix are alike.
-The tokenizer is a byte-level BPE trained on the sources of Python's standard library; ids that it does not reach decode to
-a word each, so that whatever the model writes is text.
+So engines compare on a machine without the real one: the answers are nonsense, their cost is the real model's. Nothing of
+torch is needed: a checkpoint is a header and numbers, and the numbers are one block of noise, repeated. The block's length
+is prime, so that no two rows of a matrix are alike. The tokenizer is a byte-level BPE trained on the sources of Python's
+standard library; ids that it does not reach decode to a word each, so that whatever the model writes is text.
 """
 
 import json

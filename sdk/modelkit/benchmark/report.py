@@ -38,7 +38,7 @@ class _Data:
     """All runs of a page: their levels, and the requests of each."""
 
     runs: list[dict[str, Any]]
-    levels: list[tuple[dict[str, Any], list[Record]]]
+    levels: list[tuple[Level, list[Record]]]
 
     def subjects(self) -> Iterator[dict[str, Any]]:
         for run in self.runs:
@@ -64,18 +64,18 @@ def write_report(folders: Sequence[Path], page: Path, *, title: str | None = Non
 
 
 def _load(folders: Sequence[Path]) -> _Data:
-    runs, levels, seen = [], [], set()
+    data = _Data([], [])
+    seen: set[str] = set()
     for folder in folders:
         run = load_run(folder)
         records = load_records(folder if folder.is_dir() else folder.parent)
-        several = len(folders) > 1
+        data.runs.append(run)
         for level in run["levels"]:
-            if several and level["id"] in seen:
-                level = level | {"subject": f"{level['subject']} ({run['run_id']})"}
-            levels.append((level, records.get(level["id"], [])))
+            # The same subject in two runs is two subjects on one page.
+            twice = {"subject": f"{level['subject']} ({run['run_id']})"} if level["id"] in seen else {}
+            data.levels.append(({**level, **twice}, records.get(level["id"], [])))
         seen |= {level["id"] for level in run["levels"]}
-        runs.append(run)
-    return _Data(runs, levels)
+    return data
 
 
 def _title(data: _Data) -> str:
@@ -387,7 +387,7 @@ def render_page(
 
 
 def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _write_pngs(charts: Sequence[Chart], folder: Path) -> Iterator[Path]:

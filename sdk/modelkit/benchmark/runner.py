@@ -17,7 +17,7 @@ from modelkit.benchmark.record import Record
 from modelkit.benchmark.results import Store
 from modelkit.benchmark.roofline import Architecture, find_gpu, roofline
 from modelkit.benchmark.sweep import OPEN_FRACTIONS, is_saturated, summarize, throughput
-from modelkit.benchmark.targets import TargetSpec, Turn, connect
+from modelkit.benchmark.targets import Endpoint, TargetSpec, Turn, connect
 from modelkit.benchmark.tokens import Texts, WordTexts
 from modelkit.benchmark.worker import run_jobs
 from modelkit.benchmark.workload import (
@@ -213,7 +213,9 @@ class _Session:
 
     def _dialects(self) -> Iterator[TargetSpec]:
         """Yield the ways to ask, the best first."""
-        endpoints = [self.spec.endpoint] if self.spec.endpoint == "chat" else ["completions", "chat"]
+        endpoints: tuple[Endpoint, ...] = (
+            ("chat",) if self.spec.endpoint == "chat" else ("completions", "chat")
+        )
         for endpoint in endpoints:
             for exact, running in ((True, True), (True, False), (False, True), (False, False)):
                 yield replace(self.spec, endpoint=endpoint, exact_length=exact, running_usage=running)

@@ -84,9 +84,10 @@ async def _ready(process: asyncio.subprocess.Process, log: Path, on_stage: Calla
                 return Served(ready["address"], ready["http_url"], process.pid, ready["ready_s"])
     finally:
         stages.cancel()
-    said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    code = await process.wait()
+    said = "\n".join(_lines(log)[-_TAIL_LINES:])
     raise EngineError(
-        f"the server did not start (exit code {await process.wait()}):\n" + "\n".join(said),
+        f"the server did not start (exit code {code}):\n{said}",
         cure=f"its whole log is in {log}; `modelkit serve` starts it alone",
     )
 
@@ -96,11 +97,14 @@ async def _tell_stages(log: Path, on_stage: Callable[[str], None]) -> None:
     shown = ""
     while True:
         await asyncio.sleep(0.5)
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        stages = [line.rstrip(".") for line in lines if line.endswith("...")]
+        stages = [line.rstrip(".") for line in _lines(log) if line.endswith("...")]
         if stages and stages[-1] != shown:
             shown = stages[-1]
             on_stage(shown)
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

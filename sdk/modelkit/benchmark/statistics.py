@@ -40,8 +40,8 @@ class Distribution:
         finite = [(value, weight) for value, weight in pairs if math.isfinite(value)]
         total = sum(weight for _, weight in finite)
         mean = sum(value * weight for value, weight in finite) / total if total else math.inf
-        points = [_at_rank(ordered, ranks, percent) for percent in PERCENTILES]
-        return cls(round(ranks[-1]), mean, *points, ordered[-1])
+        p50, p90, p95, p99 = (_at_rank(ordered, ranks, percent) for percent in PERCENTILES)
+        return cls(round(ranks[-1]), mean, p50, p90, p95, p99, ordered[-1])
 
     def at(self, statistic: str) -> float:
         """Return "mean", "p50", "p90", "p95", "p99" or "max"."""

@@ -142,7 +142,6 @@ class RandomSource:
     base: TargetSpec
     max_model_len: int
     overrides: tuple[str, ...] = ()
-    prefix: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -174,7 +173,7 @@ class RandomSource:
             protocols=self.protocols,
             base=self.base,
             overrides=self.overrides,
-            prefix=self.prefix,
+            prefix=f"{_short_name(self.architecture)} ",
             is_random=True,
         )
 
@@ -186,7 +185,7 @@ class RandomSource:
         if args:
             engine["args"] = args
         config = {
-            "model": {"id": Path(self.architecture).name},
+            "model": {"id": _short_name(self.architecture)},
             "engine": engine,
             "checkpoints": {"type": "local", "path": "checkpoint"},
             "server": {"max_concurrency": 1024, "max_queue": 1024},
@@ -305,3 +304,9 @@ def _hash(tokenizer: Path | None) -> str | None:
             f"cannot read {os.fspath(file)}: {error.strerror}",
             cure="name a tokenizer.json, or a folder that has one",
         ) from error
+
+
+def _short_name(architecture: str) -> str:
+    """Return the architecture's name; of a config.json that of its folder."""
+    path = Path(architecture)
+    return path.parent.name or path.stem if path.suffix == ".json" else path.name

@@ -34,7 +34,7 @@ async def run_jobs(
     workers: list[_Worker] = []
     try:
         for job in jobs:
-            workers.append(await _Worker.start(job))
+            workers.append(await _Worker.start(job))  # noqa: PERF401 - those that have started are ended in any case
         await asyncio.gather(*(worker.wait_ready() for worker in workers))
         for worker in workers:
             worker.send("go")

@@ -367,9 +367,8 @@ def _sources(
         server_spec,
     )
 
-    names = list(engine_names(engines))
+    names = engine_names(engines)
     protocols: Any = ("grpc", "http") if protocol == "both" else (protocol,)
-    sources: list[Source] = []
     if random_weights is not None:
         if targets or not names:
             raise UsageError(
@@ -379,8 +378,7 @@ def _sources(
         architectures = [name.strip() for name in random_weights.split(",") if name.strip()]
         for architecture in architectures:
             read_config(architecture)
-        prefixed = len(architectures) > 1
-        sources += [
+        return [
             RandomSource(
                 architecture=architecture,
                 engine=engine,
@@ -388,17 +386,16 @@ def _sources(
                 base=base,
                 max_model_len=max_model_len,
                 overrides=overrides,
-                prefix=f"{Path(architecture).name} " if prefixed else "",
             )
             for architecture in architectures
             for engine in names
-        ]
-        return sources, Path()
+        ], Path()
+    chosen: list[str | None] = [*names] if names else [None]
+    sources: list[Source] = []
     places = list(targets) or ["."]
-    folders = [place for place in places if is_folder(place)]
-    home = Path()
+    home, num_folders = Path(), sum(map(is_folder, places))
     for place in places:
-        if place not in folders:
+        if not is_folder(place):
             if engines is not None:
                 raise UsageError(
                     f"{place} runs already: --engines serves folders",
@@ -415,9 +412,9 @@ def _sources(
                 base=base,
                 environment=environment,
                 overrides=overrides,
-                prefix=f"{folder.resolve().name} " if len(folders) > 1 and engine else "",
+                prefix=f"{folder.resolve().name} " if num_folders > 1 and engine else "",
             )
-            for engine in names or [None]
+            for engine in chosen
         ]
     return sources, home
 

@@ -145,14 +145,11 @@ def table(run: Mapping[str, Any]) -> str:
         rows.append([level["subject"], level["load"], count, *cells, *(read(level) for _, read in optional)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(headings))]
     lines = [
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )  # noqa: PLR2004
+        "  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])]).rstrip()
         for row in rows
     ]
     lines[0] = console.paint(lines[0], "bold", sys.stdout)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def _optional(run: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -207,7 +207,7 @@ async def test_conversations_grow_by_their_answers(url):
 
 async def test_a_server_that_is_not_there_is_an_error_with_its_cure():
     spec = TargetSpec(protocol="http", address="http://127.0.0.1:9")
-    with pytest.raises(ServeError, match="cannot reach http://127.0.0.1:9") as caught:
+    with pytest.raises(ServeError, match="cannot reach http") as caught:
         await run_jobs([Job(spec, "closed", scripted(Script("x")))])
     assert caught.value.cure
 

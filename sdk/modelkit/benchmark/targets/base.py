@@ -113,7 +113,7 @@ class Target(ABC):
     async def open(self) -> None:
         """Connect. Raises ModelkitError where the server cannot be reached or is none of this kind."""
 
-    async def prepare(self, num_connections: int) -> None:
+    async def prepare(self, num_connections: int) -> None:  # noqa: B027 - a protocol may have nothing to prepare
         """Open the connections that so many requests at once will need: no answer's time has that in it."""
 
     @abstractmethod

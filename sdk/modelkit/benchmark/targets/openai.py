@@ -107,7 +107,7 @@ class OpenAITarget(Target):
                 return str(orjson.loads(content)["data"][0]["id"])
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ServeError(
-                f"cannot reach {self._base}: {error or type(error).__name__}",
+                f"cannot reach {self._base}: {str(error) or type(error).__name__}",
                 cure="start the server, or correct the address",
             ) from error
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
