@@ -99,24 +99,24 @@ def bar_chart(title: str, y_name: str, groups: Mapping[str, Mapping[str, Bar]]) 
 
 
 def _curve(line: Line, colour: str, x: "_Scale", y: "_Scale", x_name: str, y_name: str) -> list[str]:
-    placed = [(x(at), y(value)) for at, value in line.points if math.isfinite(at) and math.isfinite(value)]
-    path = " ".join(f"{left:.1f},{top:.1f}" for left, top in placed)
-    dash = ' stroke-dasharray="6 4"' if line.dashed else ""
-    drawn = [
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}><title>{escape(line.name)}</title></polyline>'
+    labels = [*line.labels, *[""] * len(line.points)]
+    points = [
+        (at, value, label)
+        for (at, value), label in zip(line.points, labels, strict=False)
+        if math.isfinite(at) and math.isfinite(value)
     ]
-    if not line.marks:
-        return drawn
-    for index, ((left, top), (at, value)) in enumerate(zip(placed, line.points, strict=False)):
-        label = line.labels[index] if index < len(line.labels) else ""
-        said = (
+    path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value, _ in points)
+    dash = ' stroke-dasharray="6 4"' if line.dashed else ""
+    style = f'fill="none" stroke="{colour}" stroke-width="2"{dash}'
+    drawn = [f'<polyline points="{path}" {style}><title>{escape(line.name)}</title></polyline>']
+    for at, value, label in points if line.marks else ():
+        said = escape(
             f"{line.name}{', ' + label if label else ''}: {x_name} {_number(at)}, {y_name} {_number(value)}"
         )
-        drawn.append(
-            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5" fill="{colour}"><title>{escape(said)}</title></circle>'
-        )
+        place = f'cx="{x(at):.1f}" cy="{y(value):.1f}"'
+        drawn.append(f'<circle {place} r="3.5" fill="{colour}"><title>{said}</title></circle>')
         if label:
-            drawn.append(_text(left + 6, top - 6, label, size=10))
+            drawn.append(_text(x(at) + 6, y(value) - 6, label, size=10))
     return drawn
 
 

@@ -67,14 +67,14 @@ class Arrivals:
         self._record = record
         self._keep_text = keep_text
         self._weights: list[int] = []
-        self._told = 0
+        self.told = 0
         self._all_told = True
 
     def message(self, at_ns: int, weight: int, total_tokens: int | None, text: str = "") -> None:
         """Note a message that seems to carry `weight` tokens; `total_tokens` is the server's count so far, if it told."""
         if total_tokens is not None:
-            self._record.arrive(at_ns, max(0, total_tokens - self._told))
-            self._told = max(self._told, total_tokens)
+            self._record.arrive(at_ns, max(0, total_tokens - self.told))
+            self.told = max(self.told, total_tokens)
         elif weight:
             self._all_told = False
             self._record.arrive(at_ns, 0)
@@ -87,7 +87,7 @@ class Arrivals:
     @property
     def is_told(self) -> bool:
         """Whether every message so far came with the server's count."""
-        return self._all_told and self._told > 0
+        return self._all_told and self.told > 0
 
     def usage(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> None:
         """Note the totals."""
@@ -97,7 +97,7 @@ class Arrivals:
 
     def settle(self) -> None:
         """Attribute the tokens, once the answer is complete."""
-        told = self._all_told and self._told == self._record.output_tokens
+        told = self._all_told and self.told == self._record.output_tokens
         self._record.counted_by = BY_USAGE if told else BY_SPREAD
         self._record.settle(None if told else self._weights)
 

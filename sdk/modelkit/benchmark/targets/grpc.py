@@ -80,7 +80,8 @@ class GrpcTarget(Target):
 
     def _take(self, message: pb.GenerateResponse, at_ns: int, arrivals: Arrivals) -> None:
         num_items = len(message.items)
-        total = None
+        # Totals that have not changed are left out; a server that told some tells all.
+        total = arrivals.told if arrivals.is_told else None
         if message.HasField("usage"):
             usage = message.usage
             arrivals.usage(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
