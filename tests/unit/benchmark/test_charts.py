@@ -1,4 +1,4 @@
-import pytest
+import xml.etree.ElementTree as ET
 
 from modelkit.benchmark.charts import Bar, Line, bar_chart, line_chart, steps, thinned
 
