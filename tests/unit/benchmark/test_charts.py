@@ -1,5 +1,7 @@
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from modelkit.benchmark.charts import Bar, Line, bar_chart, line_chart, steps, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
