@@ -83,9 +83,9 @@ class Answers:
         # Where everything stands still until, by the clock's seconds.
         self.frozen_until = 0.0
 
-    async def play(self, script: Script) -> AsyncIterator[list[dict[str, Any]]]:
+    async def play(self, script: Script, received_ns: int = 0) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the chunks of each write."""
-        truth = self.truth[script.name] = Truth(time.perf_counter_ns())
+        truth = self.truth[script.name] = Truth(received_ns or time.perf_counter_ns())
         waiting: list[dict[str, Any]] = []
         num_waiting = total = 0
         for number_of_chunk, (pause_s, number) in enumerate(script.pauses()):
@@ -175,6 +175,7 @@ class HttpServer:
         return web.json_response({})
 
     async def answer(self, request):
+        received_ns = time.perf_counter_ns()
         body = await request.json()
         if self.strict and (
             "ignore_eos" in body or "continuous_usage_stats" in body.get("stream_options", {})
@@ -188,7 +189,7 @@ class HttpServer:
         if script.hang:
             await asyncio.sleep(60)
         try:
-            async for chunks in self.answers.play(script):
+            async for chunks in self.answers.play(script, received_ns):
                 await response.write(
                     b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
                 )
@@ -212,20 +213,17 @@ class Misbehaving(Model):
         if script.status != 200:
             raise UnavailableError("not today")
         call = current_request()
-        total = 0
         try:
             async for chunks in self.answers.play(script):
                 for chunk in chunks:
                     if "error" in chunk:
                         raise UnavailableError(chunk["error"]["message"])
-                    usage = chunk.get("usage")
-                    if usage:
+                    if usage := chunk.get("usage"):
                         call.usage.prompt_tokens = usage["prompt_tokens"]
                         call.usage.output_tokens = usage["completion_tokens"]
                         call.usage.cached_tokens = 2
-                    if chunk["choices"]:
-                        total += 1
-                        yield json.dumps(chunk)
+                # One item a write: of several the server would send the first alone.
+                yield json.dumps({"choices": [choice for chunk in chunks for choice in chunk["choices"]]})
         except ConnectionCut:
             raise UnavailableError("cut") from None
 
