@@ -36,7 +36,7 @@ def bench(architecture: str, folder: Path, options: argparse.Namespace, timeout_
     command += ["--input-tokens", options.input_tokens, "--output-tokens", options.output_tokens]
     command += ["--concurrency", options.concurrency, "--repeats", str(options.repeats)]
     command += ["--warm-up", str(options.warm_up), "--output", str(folder), "--protocol", options.protocol]
-    command += ["--num-requests", str(options.num_requests)] if options.num_requests else []
+    command += ["--num-requests", options.num_requests]
     overrides = [f"engine.python={options.python}"] if options.python else []
     for override in [*overrides, f"engine.start_timeout={round(timeout_s)}s", *options.set]:
         command += ["--set", override]
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--input-tokens", default="2048")
     parser.add_argument("--output-tokens", default="512")
     parser.add_argument("--concurrency", default="1,100")
-    parser.add_argument("--num-requests", type=int, help="of each level; default 10 and 300")
+    parser.add_argument("--num-requests", default="6,200", help="of each level")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--protocol", default="grpc")

@@ -52,6 +52,8 @@ def test_a_running_server_is_measured(url, tmp_path):
         "1,3",
         "--repeats",
         "2",
+        "--num-requests",
+        "10,12",
         "--output",
         tmp_path / "run",
         "--export",
@@ -66,7 +68,7 @@ def test_a_running_server_is_measured(url, tmp_path):
         ("c=3", 1),
     ]
     for level in run["levels"]:
-        assert level["metrics"]["n_ok"] == 10
+        assert level["metrics"]["n_ok"] == {"c=1": 10, "c=3": 12}[level["load"]]
         assert level["metrics"]["n_short"] == 0
         assert level["metrics"]["output_tokens"]["p50"] == 12
         assert level["metrics"]["prompt_tokens"]["p50"] == 30  # words, calibrated by what the server counts
@@ -267,6 +269,7 @@ def wait_for(condition, timeout_s=30):
         (["http://127.0.0.1:9", "--slo", "ttft=5"], "is no objective"),
         (["http://127.0.0.1:9", "--image-size", "big"], "is no size"),
         (["http://127.0.0.1:9", "--duration", "5"], "is no time"),
+        (["http://127.0.0.1:9", "--num-requests", "5,0"], "give numbers of requests"),
         (["http://127.0.0.1:9", "--request-rate", "-1"], "give requests a second"),
         (["--random-weights", "qwen2-7b"], "needs --engines"),
         (["--random-weights", "qwen3", "--engines", "vllm"], "there is no architecture"),

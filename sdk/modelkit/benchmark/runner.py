@@ -93,7 +93,7 @@ class Settings:
     rates: tuple[float, ...] = ()
     trace: Trace | None = None
     burst: bool = False
-    num_requests: int | None = None
+    num_requests: tuple[int, ...] = ()  # one for all levels, or one for each concurrency
     duration_s: float | None = None
     repeats: int = 1
     objectives: tuple[Objective, ...] = ()
@@ -355,10 +355,17 @@ class _Session:
         if settings.duration_s:
             return min(_MAX_POOL, self._pool(plan.concurrency or 1, settings.duration_s))
         if settings.num_requests:
-            return settings.num_requests
+            return self._number_of(settings.num_requests, plan)
         if plan.mode == "open":
             return max(100, round((plan.rate or 1.0) * 30))
         return max(10, (1 if plan.mode == "burst" else 3) * (plan.concurrency or 1))
+
+    def _number_of(self, numbers: tuple[int, ...], plan: LevelPlan) -> int:
+        """Return the number for a level: each has its own, or the last one goes on."""
+        loads: tuple[float, ...] = self.settings.rates or self.settings.concurrency
+        load = plan.rate if plan.mode == "open" else plan.concurrency
+        place = loads.index(load) if load in loads else len(numbers)
+        return numbers[min(place, len(numbers) - 1)]
 
     def _pool(self, concurrency: int, duration_s: float) -> int:
         """Return how many prompts are enough for a duration: nobody decodes faster than this per caller."""

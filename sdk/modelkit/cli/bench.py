@@ -70,7 +70,10 @@ def command(
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="Let all callers begin at once.")] = False,
     num_requests: Annotated[
-        int | None, typer.Option(min=1, help="Requests of each level. Default: 3 a caller, 10 or more.")
+        str | None,
+        typer.Option(
+            metavar="N,...", help="Requests of all levels, or of each. Default: 3 a caller, 10 or more."
+        ),
     ] = None,
     duration: Annotated[
         str | None, typer.Option(metavar="TIME", help="Length of each level in place of a number: 60s, 5m.")
@@ -176,7 +179,7 @@ def command(
         rates=_rates(request_rate),
         trace=read_trace(trace) if trace else None,
         burst=burst,
-        num_requests=chosen["num_requests"],
+        num_requests=_numbers(chosen["num_requests"]),
         duration_s=_seconds(duration, "--duration") if duration else None,
         repeats=repeats,
         objectives=tuple(parse_objective(text) for text in slo or ()),
@@ -253,7 +256,7 @@ def _with_preset(
     concurrency: str | None,
     input_tokens: str | None,
     output_tokens: str | None,
-    num_requests: int | None,
+    num_requests: str | None,
 ) -> dict[str, Any]:
     """Return what the options say, what the preset says where they do not, and the defaults where neither does."""
     from modelkit.benchmark.presets import PRESETS
@@ -288,6 +291,18 @@ def _callers(text: str, *, sweep: bool) -> tuple[tuple[int, ...], int | None]:
             f"--concurrency {text}: give numbers of callers", cure="such as 1,100 or 1,2,4,..."
         ) from None
     return numbers, max(_SWEEP_TO, numbers[-1]) if goes_on else None
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in (text or "").split(",") if part.strip())
+        if any(number < 1 for number in numbers):
+            raise ValueError(text)
+    except ValueError:
+        raise UsageError(
+            f"--num-requests {text}: give numbers of requests", cure="such as 100 or 10,300"
+        ) from None
+    return numbers
 
 
 def _rates(text: str | None) -> tuple[float, ...]:
@@ -454,7 +469,7 @@ def _open_store(
             "rates": list(settings.rates),
             "trace": settings.trace is not None,
             "burst": settings.burst,
-            "num_requests": settings.num_requests,
+            "num_requests": list(settings.num_requests),
             "duration_s": settings.duration_s,
             "repeats": settings.repeats,
             "slo": [str(objective) for objective in settings.objectives],
