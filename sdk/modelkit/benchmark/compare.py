@@ -145,25 +145,34 @@ def _groups(run: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, A
 
 
 def winners(run: Mapping[str, Any]) -> Iterator[str]:
-    """Say who is first at each load, by tokens/s and by TTFT, where several were measured."""
-    by_load: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    """Say who is first with each model at each load, by tokens/s and by TTFT, where several were measured."""
+    models = {subject["name"]: str(subject.get("model") or "") for subject in run["subjects"]}
+    groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for level in run["levels"]:
-        by_load.setdefault(level["load"], {}).setdefault(level["subject"], []).append(level)
-    for load, subjects in by_load.items():
-        if len(subjects) < 2:  # noqa: PLR2004 - it takes two to compare
-            continue
-        rates = {
-            name: median(throughput(level["metrics"]) for level in levels)
-            for name, levels in subjects.items()
-        }
-        waits = {name: median(found) for name, levels in subjects.items() if (found := [*_waits(levels)])}
-        fastest, slowest = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
-        lead = f" ({rates[fastest] / rates[slowest] - 1:+.0%} over {slowest})" if rates[slowest] else ""
-        line = f"{load}: most tokens/s {fastest}{lead}"
-        if waits:
-            soonest = min(waits, key=waits.__getitem__)
-            line += f"; soonest first token {soonest} ({waits[soonest]:.1f} ms)"
-        yield line
+        model = models.get(level["subject"], "")
+        groups.setdefault((model, level["load"]), {}).setdefault(level["subject"], []).append(level)
+    for (_, load), subjects in groups.items():
+        if len(subjects) > 1:
+            yield _winner(load, subjects)
+
+
+def _winner(load: str, subjects: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rates = {
+        name: median(throughput(level["metrics"]) for level in levels) for name, levels in subjects.items()
+    }
+    fastest, slowest = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
+    said = [f"{rates[fastest]:,.1f}"]
+    if rates[slowest]:
+        said.append(f"{rates[fastest] / rates[slowest] - 1:+.0%} over {slowest}")
+    shares = [level["roofline"]["share"] for level in subjects[fastest] if level["roofline"]]
+    if shares:
+        said.append(f"{median(shares):.0%} of the roofline")
+    line = f"{load}: most tokens/s {fastest} ({', '.join(said)})"
+    waits = {name: median(found) for name, levels in subjects.items() if (found := [*_waits(levels)])}
+    if waits:
+        soonest = min(waits, key=waits.__getitem__)
+        line += f"; soonest first token {soonest} ({waits[soonest]:.1f} ms)"
+    return line
 
 
 def _waits(levels: Sequence[Mapping[str, Any]]) -> Iterator[float]:

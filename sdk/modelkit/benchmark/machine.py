@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -145,7 +146,7 @@ class Sampler:
                 samples.append(_all_gpus(current))
         finally:
             with suppress(ProcessLookupError):
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()
 
     async def _engine(self, samples: list[dict[str, float]]) -> None:

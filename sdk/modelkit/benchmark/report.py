@@ -14,7 +14,7 @@ from modelkit.benchmark.results import load_records, load_run
 from modelkit.benchmark.sweep import throughput
 from modelkit.errors import UsageError
 
-__all__ = ["Written", "render_page", "write_report"]
+__all__ = ["Written", "render_page", "together", "write_report"]
 
 _TIMELINE_BINS = 120
 _SMALL = 100
@@ -61,6 +61,12 @@ def write_report(folders: Sequence[Path], page: Path, *, title: str | None = Non
             f"cannot write {page}: {error.strerror}", cure="name a file that can be written"
         ) from error
     return Written(page, len(charts), pngs)
+
+
+def together(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return the subjects and levels of several runs as those of one."""
+    data = _load(folders)
+    return {"subjects": list(data.subjects()), "levels": [level for level, _ in data.levels]}
 
 
 def _load(folders: Sequence[Path]) -> _Data:

@@ -286,7 +286,7 @@ class _Session:
         warm_up = await self.warm_up(plan)
         while True:
             job, prompts = self._job(plan)
-            self.watcher.begin(plan, None if self.settings.duration_s else len(job.conversations))
+            self.watcher.begin(plan, None if self.settings.duration_s else _num_requests(job))
             started_at = datetime.now(UTC).isoformat(timespec="seconds")
             async with self.subject.sampler.sampling() as machine:
                 result = await run_jobs(split(job, self.num_processes), self.watcher.counters)
@@ -420,6 +420,10 @@ class _Session:
             "share": round(reached / best.with_prefill_tok_s, 4),
             "gpu_figures_measured": gpu.is_measured,
         }
+
+
+def _num_requests(job: Job) -> int:
+    return len(job.ramp) + sum(len(conversation.turns) for conversation in job.conversations)
 
 
 def _shorter(conversation: Conversation) -> int:

@@ -104,8 +104,9 @@ class _Worker:
     async def end(self) -> None:
         """Let the process end; what still runs there is given up."""
         if self._process.returncode is None:
+            # Not asyncio's kill, which reaps the process in passing and so takes it away from who waits for it.
             with suppress(ProcessLookupError):
-                self._process.kill()
+                os.kill(self._process.pid, signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()

@@ -236,10 +236,14 @@ def report(
     ),
     title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
 ) -> None:
-    """Draw one HTML page of one or several runs."""
-    from modelkit.benchmark.report import write_report
+    """Draw one HTML page of one or several runs, and print their table."""
+    from modelkit.benchmark.compare import winners
+    from modelkit.benchmark.report import together, write_report
+    from modelkit.cli.bench_view import table
 
     written = write_report(folders, output, title=title)
+    run = together(folders)
+    console.result("\n".join([table(run), *winners(run)]))
     console.success(f"{written.page} has {written.num_charts} charts")
     if written.pngs:
         console.info(f"  as pictures: {', '.join(str(path) for path in written.pngs)}")

@@ -79,7 +79,9 @@ class View:
         """Say what a level gave."""
         metrics = level["metrics"]
         rate = metrics["out_tok_s_steady"] or metrics["out_tok_s_whole"] or 0.0
-        self._print(
+        if self._live is not None:
+            self._show("")
+        console.success(
             f"{level['subject']}, {level['load']}: {rate:,.1f} tokens/s, TTFT {_cell(metrics, 'ttft_ms', 'p50')} ms, "
             f"ITL {_cell(metrics, 'itl_ms', 'p50')} ms at the median, {metrics['n_ok']} requests"
             + (f", {metrics['n_err']} failed" if metrics["n_err"] else "")
@@ -88,21 +90,11 @@ class View:
 
     def warn(self, text: str, cure: str = "") -> None:
         """Show something doubtful."""
-        self._pause(lambda: console.warning(text, cure=cure))
+        console.warning(text, cure=cure)
 
     def fail(self, error: ModelkitError) -> None:
         """Show why something could not be measured."""
-        self._pause(lambda: console.error(error))
-
-    def _print(self, text: str) -> None:
-        self._pause(lambda: console.success(text))
-
-    def _pause(self, show: Any) -> None:
-        if self._live is not None:
-            self._live.stop()
-        show()
-        if self._live is not None:
-            self._live.start()
+        console.error(error)
 
     def _show(self, text: str) -> None:
         from rich.text import Text

@@ -192,7 +192,7 @@ def test_winners_are_named_by_load(tmp_path):
         tmp_path, level("slow", speed=20), level("fast", speed=10), level("fast", concurrency=2)
     ).run
     assert list(winners(run)) == [
-        "c=1: most tokens/s fast (+100% over slow); soonest first token fast (100.0 ms)"
+        "c=1: most tokens/s fast (100.0, +100% over slow); soonest first token fast (100.0 ms)"
     ]
 
 
