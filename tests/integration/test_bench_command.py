@@ -177,6 +177,16 @@ def test_conversations_images_and_prompts_of_a_file(url, tmp_path):
     assert level["metrics"]["n_ok"] == 2
 
 
+def test_a_usage_that_is_wrong_is_noticed(url, tiny_chat_checkpoint, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": str(Script("a liar", tokens=12, usage_factor=20))}) + "\n")
+    arguments = [url, "--prompts", prompts, "--tokenizer", tiny_chat_checkpoint, "--output-tokens", "12"]
+    done = bench(*arguments, "--concurrency", "1", "--num-requests", "2", "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "says that it wrote 240 tokens; by the tokenizer its text has" in done.stderr
+    assert load(tmp_path / "run")["levels"][0]["metrics"]["n_short"] == 2
+
+
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(url, tmp_path):
     arguments = [
         url,

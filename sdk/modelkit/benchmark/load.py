@@ -79,7 +79,6 @@ class LoadResult:
     records: list[Record]
     window: Window
     client: ClientFigures
-    stopped_early: bool = False
 
 
 class _Clock:

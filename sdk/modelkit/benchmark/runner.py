@@ -35,6 +35,8 @@ __all__ = ["LevelPlan", "Settings", "Subject", "Watcher", "planned", "run_subjec
 _WARM_UP_TOKENS = 32
 _WARM_UP_AGREEMENT = 0.05
 _PROBE_TOKENS = (24, 240)
+# A text need not encode to the tokens that it was decoded from; far more than this apart is another count.
+_MAX_USAGE_ERROR = 0.3
 _MAX_POOL = 20_000
 # What servers answer to a field that they do not know.
 _REFUSALS: Final = frozenset({"INVALID_ARGUMENT", "HTTP_400", "HTTP_422"})
@@ -245,7 +247,6 @@ class _Session:
 
     async def warm_up(self, plan: LevelPlan) -> dict[str, Any]:
         """Send short requests, as many as will be in flight, until two rounds agree: kernels compile, caches fill."""
-        workload = self.settings.workload
         num = plan.concurrency or 8
         rates: list[float] = []
         for number in range(self.settings.warm_up_rounds):
@@ -259,7 +260,7 @@ class _Session:
             result = await run_jobs([job])
             self._check_warm_up(result.records)
             rates.append(_tokens_per_s(result))
-            if not workload.prompts_path and not rates[:-1]:
+            if self.token_check is None:
                 self._check_tokens(result.records)
             if len(rates) > 1 and abs(rates[-1] - rates[-2]) <= _WARM_UP_AGREEMENT * max(rates[-2:]):
                 return {"rounds": len(rates), "agreed": True}
@@ -274,10 +275,15 @@ class _Session:
         """Compare the usage that the server told with what the tokenizer makes of its text."""
         counted = sum(self.subject.texts.count(record.text) for record in records if record.is_ok)
         told = sum(record.output_tokens for record in records if record.is_ok)
-        if not counted or self.token_check is not None:
+        if not counted:
             return
         self.token_check = {"usage_tokens": told, "tokenizer_tokens": counted}
         self.store.set_subject({"name": self.subject.name, "token_check": self.token_check})
+        if abs(counted - told) > _MAX_USAGE_ERROR * told:
+            self.watcher.warn(
+                f"{self.subject.name} says that it wrote {told} tokens; by the tokenizer its text has {counted}",
+                cure="where the tokenizer is the model's, the server counts wrong: do not trust its tokens/s",
+            )
 
     # ------------------------------------------------------------------------------------------------------- measuring
 

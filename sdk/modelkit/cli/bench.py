@@ -199,7 +199,13 @@ def command(
         environment=environment,
         overrides=tuple(overrides or ()),
     )
-    store = _open_store(settings, sources, home, output)
+    asked = {
+        "protocol": protocol,
+        "endpoint": base.endpoint,
+        "overrides": overrides or [],
+        "environment": environment,
+    }
+    store = _open_store(settings, sources, home, output, asked)
     failed = _measure(sources, settings, store)
     return _finish(store, home, export=export, as_json=as_json) or int(bool(failed))
 
@@ -442,7 +448,7 @@ def _sources(
 
 
 def _open_store(
-    settings: "Settings", sources: "Sequence[Source]", home: Path, output: Path | None
+    settings: "Settings", sources: "Sequence[Source]", home: Path, output: Path | None, asked: dict[str, Any]
 ) -> "Store":
     from modelkit import __version__
     from modelkit.benchmark import metrics
@@ -467,6 +473,7 @@ def _open_store(
         "host": describe_host(),
         "settings": {
             "subjects": names,
+            **asked,
             "workload": settings.workload.as_json(),
             "concurrency": list(settings.concurrency),
             "sweep_to": settings.sweep_to,
@@ -576,7 +583,8 @@ def _finish(store: "Store", home: Path, *, export: str | None, as_json: bool) ->
     )
     if missed:
         console.warning(f"missed: {', '.join(missed)}")
-    return int(bool(missed))
+    all_failed = any(not level["metrics"]["n_ok"] for level in run["levels"])
+    return int(bool(missed) or all_failed)
 
 
 def _export_vllm(store: "Store") -> None:
