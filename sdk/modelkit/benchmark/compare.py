@@ -151,9 +151,11 @@ def winners(run: Mapping[str, Any]) -> Iterator[str]:
     for level in run["levels"]:
         model = models.get(level["subject"], "")
         groups.setdefault((model, level["load"]), {}).setdefault(level["subject"], []).append(level)
-    for (_, load), subjects in groups.items():
+    num_models = len({model for model, _ in groups})
+    for (model, load), subjects in groups.items():
         if len(subjects) > 1:
-            yield _winner(load, subjects)
+            named = {name.removeprefix(f"{model} "): levels for name, levels in subjects.items()}
+            yield _winner(f"{model}, {load}" if num_models > 1 else load, named)
 
 
 def _winner(load: str, subjects: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -41,8 +41,16 @@ class _Data:
     levels: list[tuple[Level, list[Record]]]
 
     def subjects(self) -> Iterator[dict[str, Any]]:
+        """Yield the subjects of all runs."""
         for run in self.runs:
             yield from run["subjects"]
+
+    def models(self) -> "Iterator[tuple[str, _Data]]":
+        """Yield each model with what was measured of it."""
+        of = {subject["name"]: str(subject.get("model") or "") for subject in self.subjects()}
+        for model in dict.fromkeys(of.get(level["subject"], "") for level, _ in self.levels):
+            levels = [pair for pair in self.levels if of.get(pair[0]["subject"], "") == model]
+            yield model, _Data(self.runs, levels)
 
 
 def write_report(folders: Sequence[Path], page: Path, *, title: str | None = None) -> Written:
@@ -93,10 +101,17 @@ def _title(data: _Data) -> str:
 
 
 def _charts(data: _Data) -> Iterator[Chart]:
-    """Yield every chart that the levels have something for."""
-    for name, svg in (*_bars(data), *_sweeps(data), *_distributions(data), *_timelines(data)):
+    """Yield every chart that the levels have something for: bars of all models, curves of each."""
+    for name, svg in _bars(data):
         if svg:
             yield name, svg
+    models = list(data.models())
+    for model, part in models:
+        note = f", {model}" if len(models) > 1 else ""
+        for draw in (_sweeps, _distributions, _timelines):
+            for name, svg in draw(part, note):
+                if svg:
+                    yield f"{name}{note}", svg
 
 
 def _bars(data: _Data) -> Iterator[Chart]:
@@ -144,7 +159,7 @@ def _by_model(data: _Data, bars: Mapping[str, Bar | None]) -> dict[str, dict[str
     return groups
 
 
-def _sweeps(data: _Data) -> Iterator[Chart]:
+def _sweeps(data: _Data, note: str) -> Iterator[Chart]:
     """Yield the curves over the load: throughput, throughput for each caller, and latency over throughput."""
     closed = _points(data, ("closed", "burst"), "concurrency")
     opened = _points(data, ("open",), "rate")
@@ -152,7 +167,7 @@ def _sweeps(data: _Data) -> Iterator[Chart]:
         yield (
             "throughput",
             line_chart(
-                "Throughput",
+                f"Throughput{note}",
                 "callers",
                 "tokens/s",
                 [*_lines(closed, _load_of, _rate), *_rooflines(closed)],
@@ -162,7 +177,7 @@ def _sweeps(data: _Data) -> Iterator[Chart]:
         yield (
             "pareto",
             line_chart(
-                "What one caller gets, and all together",
+                f"What one caller gets, and all together{note}",
                 "tokens/s of all",
                 "tokens/s of one",
                 _lines(closed, _rate, lambda levels: _median_p50(levels, "req_tok_s_decode"), labelled=True),
@@ -171,7 +186,7 @@ def _sweeps(data: _Data) -> Iterator[Chart]:
         yield (
             "latency-throughput",
             line_chart(
-                "Latency against throughput",
+                f"Latency against throughput{note}",
                 "tokens/s",
                 "TTFT p50, ms",
                 _lines(closed, _rate, lambda levels: _median_p50(levels, "ttft_ms"), labelled=True),
@@ -181,7 +196,7 @@ def _sweeps(data: _Data) -> Iterator[Chart]:
         yield (
             "rate-ttft",
             line_chart(
-                "Open loop: time to first token from the scheduled time",
+                f"Open loop: time to first token from the scheduled time{note}",
                 "requests/s",
                 "TTFT p99, ms",
                 _lines(opened, _load_of, lambda levels: _median_of(levels, "ttft_sched_ms", "p99")),
@@ -190,7 +205,7 @@ def _sweeps(data: _Data) -> Iterator[Chart]:
         yield (
             "goodput",
             line_chart(
-                "Goodput",
+                f"Goodput{note}",
                 "requests/s asked",
                 "requests/s within the objectives",
                 _lines(opened, _load_of, lambda levels: _plain(levels, "goodput_req_s")),
@@ -198,7 +213,7 @@ def _sweeps(data: _Data) -> Iterator[Chart]:
         )
 
 
-def _distributions(data: _Data) -> Iterator[Chart]:
+def _distributions(data: _Data, note: str) -> Iterator[Chart]:
     """Yield TTFT and ITL as cumulative shares, a chart for each load (the first repeat)."""
     loads = list(_by_load(data))
     chosen = loads if len(loads) <= 4 else [loads[0], loads[-1]]  # noqa: PLR2004
@@ -217,15 +232,15 @@ def _distributions(data: _Data) -> Iterator[Chart]:
             itl.append(Line(level["subject"], _cumulative(gaps), marks=False))
         yield (
             f"ttft-cdf {load}",
-            line_chart(f"Time to first token, {load}", "ms", "share of requests, %", ttft),
+            line_chart(f"Time to first token, {load}{note}", "ms", "share of requests, %", ttft),
         )
         yield (
             f"itl-cdf {load}",
-            line_chart(f"Inter-token latency, {load}", "ms (to p99.9)", "share of tokens, %", itl),
+            line_chart(f"Inter-token latency, {load}{note}", "ms (to p99.9)", "share of tokens, %", itl),
         )
 
 
-def _timelines(data: _Data) -> Iterator[Chart]:
+def _timelines(data: _Data, note: str) -> Iterator[Chart]:
     """Yield requests in flight and tokens/s over time, of the heaviest load of each subject."""
     heaviest: dict[str, tuple[Level, list[Record]]] = {}
     for level, records in data.levels:
@@ -240,8 +255,8 @@ def _timelines(data: _Data) -> Iterator[Chart]:
         label = f"{name}, {level['load']}"
         flights.append(Line(label, thinned(steps(_in_flight(records))), marks=False))
         rates.append(Line(label, _tokens_over_time(records), marks=False))
-    yield "timeline-inflight", line_chart("Requests in flight over time", "s", "requests", flights)
-    yield "timeline-tokens", line_chart("Output tokens/s over time", "s", "tokens/s", rates)
+    yield "timeline-inflight", line_chart(f"Requests in flight over time{note}", "s", "requests", flights)
+    yield "timeline-tokens", line_chart(f"Output tokens/s over time{note}", "s", "tokens/s", rates)
 
 
 def _in_flight(records: Sequence[Record]) -> list[tuple[float, float]]:
@@ -384,12 +399,32 @@ def render_page(
     page = environment.from_string(source).render(
         title=title,
         runs=runs,
+        machines=list(dict.fromkeys(_machine(run["host"]) for run in runs)),
+        workloads=list(dict.fromkeys(_asked(run["settings"]) for run in runs)),
         levels=[level for level, _ in levels],
         charts=charts,
         small=_SMALL,
         throughput=throughput,
     )
     return str(page)
+
+
+def _machine(host: Mapping[str, Any]) -> str:
+    gpus = [f"{gpu['name']} (driver {gpu['driver']})" for gpu in host["gpus"]]
+    return ", ".join([*gpus, f"{host['num_cpus']} x {host['cpu']}", host["system"]])
+
+
+def _asked(settings: Mapping[str, Any]) -> str:
+    workload = settings["workload"]
+    said = [
+        f"{workload['input_tokens']} tokens in, {workload['output_tokens']} out, {workload['kind']} prompts"
+    ]
+    if workload.get("shared_prefix_tokens"):
+        said.append(f"{workload['shared_prefix_tokens']} tokens of them shared")
+    said.append(f"seed {workload['seed']}, temperature 0")
+    if settings.get("slo"):
+        said.append(f"objectives {', '.join(settings['slo'])}")
+    return "; ".join(said)
 
 
 def _number(value: float | None, digits: int = 1) -> str:

@@ -252,7 +252,7 @@ def report(
     console.result("\n".join([table(run), *winners(run)]))
     console.success(f"{written.page} has {written.num_charts} charts")
     if written.pngs:
-        console.info(f"  as pictures: {', '.join(str(path) for path in written.pngs)}")
+        console.info(f"  as pictures: {written.pngs[0].parent}")
 
 
 SUBCOMMANDS = {"compare": compare, "report": report}
