@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,12 +71,12 @@ class Machine:
 
 
 class Sampler:
-    """Samples while a level runs. `metrics_url` is where the engine's metrics are, `server_pid` the server's process."""
+    """Samples while a level runs: the engine's metrics from one of `metrics_urls`, the CPU of the process `server_pid`."""
 
     def __init__(
-        self, *, metrics_url: str = "", server_pid: int | None = None, is_local: bool = True
+        self, *, metrics_urls: Sequence[str] = (), server_pid: int | None = None, is_local: bool = True
     ) -> None:
-        self._metrics_url = metrics_url
+        self._metrics_urls = metrics_urls
         self._server_pid = server_pid
         self._tool = shutil.which("nvidia-smi") if is_local else None
 
@@ -150,18 +150,22 @@ class Sampler:
             await process.wait()
 
     async def _engine(self, samples: list[dict[str, float]]) -> None:
-        if not self._metrics_url:
+        """Read the engine's metrics, from the first place that has them: modelkit passes them on, others are one."""
+        if not self._metrics_urls:
             return
         import aiohttp
 
+        urls = list(self._metrics_urls)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while True:
+            while urls:
                 await asyncio.sleep(_EVERY_S)
                 with suppress(aiohttp.ClientError, TimeoutError, OSError):
-                    async with session.get(self._metrics_url) as response:
+                    async with session.get(urls[0]) as response:
                         sample = read_engine_metrics(await response.read())
                     if sample:
                         samples.append(sample)
+                    elif not samples:
+                        urls.pop(0)
 
 
 def read_engine_metrics(content: bytes) -> dict[str, float]:

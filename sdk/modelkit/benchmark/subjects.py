@@ -14,7 +14,7 @@ from modelkit.benchmark.machine import Sampler
 from modelkit.benchmark.roofline import read_architecture
 from modelkit.benchmark.runner import Subject
 from modelkit.benchmark.serving import Served, serving
-from modelkit.benchmark.targets import Protocol, TargetSpec
+from modelkit.benchmark.targets import Protocol, TargetSpec, base_url
 from modelkit.benchmark.tokens import open_texts
 from modelkit.config import Config, find_config, load_config
 from modelkit.errors import UsageError
@@ -46,13 +46,13 @@ class ServerSource:
         del folder, on_stage
         spec = self.base
         is_local = any(host in spec.address for host in _LOOPBACK)
-        url = f"{spec.address.rstrip('/').removesuffix('/v1')}/metrics" if spec.protocol == "http" else ""
+        urls = [f"{base_url(spec.address)}{path}" for path in ("/metrics/engine", "/metrics")]
         yield [
             Subject(
                 name=self.names[0],
                 spec=spec,
                 texts=open_texts(self.tokenizer),
-                sampler=Sampler(metrics_url=url, is_local=is_local),
+                sampler=Sampler(metrics_urls=urls if spec.protocol == "http" else (), is_local=is_local),
                 info={"model": spec.model or None, "tokenizer_hash": _hash(self.tokenizer)},
             )
         ]
@@ -122,7 +122,7 @@ class FolderSource:
                     model=self.base.model or config.model.id,
                 ),
                 texts=open_texts(tokenizer),
-                sampler=Sampler(metrics_url=f"{served.http_url}/metrics/engine", server_pid=served.pid),
+                sampler=Sampler(metrics_urls=[f"{served.http_url}/metrics/engine"], server_pid=served.pid),
                 info={**info, "tokenizer_hash": _hash(tokenizer)},
                 architecture=read_architecture(content, bytes_per_weight=_weight_bytes(config))
                 if content

@@ -1,11 +1,14 @@
 """The load and its clock against a server that knows the truth: when it sent each token, by the same clock."""
 
+import asyncio
 import statistics
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from misbehaving_server import Misbehaving, Script, http_server, read_truth
+from modelkit import Model, current_request, method
 from modelkit.benchmark.load import Conversation, Job, split
 from modelkit.benchmark.metrics import measure
 from modelkit.benchmark.targets import TargetSpec, Turn
@@ -176,6 +179,31 @@ async def test_slots_are_kept_busy_and_ramp_requests_count_in_no_latency(place):
     assert {script.name for script in scripts} <= set(truth())
 
 
+class Plain(Model):
+    """A model without OpenAI's transport: it has a `generate` of its own."""
+
+    @method
+    async def generate(
+        self, prompt: str, max_tokens: int | None = None, min_tokens: int = 0
+    ) -> AsyncIterator[str]:
+        call = current_request()
+        call.usage.prompt_tokens = len(prompt.split())
+        for _ in range(max(min_tokens, 1)):
+            call.usage.output_tokens += 1
+            yield "word "
+            await asyncio.sleep(0.001)
+
+
+async def test_a_model_with_a_generate_of_its_own_is_measured_too():
+    with run_server(Plain) as server:
+        spec = TargetSpec(protocol="grpc", address=server.address, keep_text=True)
+        result = await run_jobs([Job(spec, "closed", [Conversation((Turn("a b c", 7),))])])
+    (record,) = result.records
+    assert (record.status, record.prompt_tokens, record.output_tokens) == ("OK", 3, 7)
+    assert record.text == "word " * 7
+    assert record.counted_by == "usage"
+
+
 async def test_a_duration_ends_a_level(url):
     spec = TargetSpec(protocol="http", address=url)
     scripts = [Script(f"long {number}", tokens=10) for number in range(200)]
@@ -214,8 +242,6 @@ async def test_a_server_that_is_not_there_is_an_error_with_its_cure():
 
 async def test_coordinated_omission_is_seen_in_open_loop_only(url):
     """The server stands still for a second. One user in a closed loop meets that once; a schedule meets it a hundred times."""
-    import asyncio
-
     import aiohttp
 
     async def freeze_soon():

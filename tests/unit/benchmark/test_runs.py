@@ -1,13 +1,16 @@
 """What is made of finished levels: files, comparison, sweep, roofline, the machine's figures."""
 
+import asyncio
 import csv
 import json
+import os
 
 import pytest
 
+from misbehaving_server import http_server
 from modelkit.benchmark.compare import compare_runs, comparison_lines, winners
 from modelkit.benchmark.latest import LATEST, write_latest
-from modelkit.benchmark.machine import Machine, read_engine_metrics
+from modelkit.benchmark.machine import Machine, Sampler, read_engine_metrics
 from modelkit.benchmark.metrics import Window, measure
 from modelkit.benchmark.objectives import parse_objective
 from modelkit.benchmark.record import OK, Record
@@ -278,6 +281,16 @@ def test_the_machine_tells_peaks_means_and_cpu_by_token():
     assert told["engine"]["running"] == {"mean": 2.0, "max": 3.0}
     assert (told["server_cpu_s_per_1k_tokens"], told["engine_cpu_s_per_1k_tokens"]) == (2.0, 4.0)
     assert Machine().as_json(0) == {}
+
+
+async def test_the_engines_metrics_are_found_where_they_are():
+    with http_server() as url:
+        sampler = Sampler(metrics_urls=[f"{url}/metrics/engine", f"{url}/metrics"], server_pid=os.getpid())
+        async with sampler.sampling() as machine:
+            while not machine.engine:
+                await asyncio.sleep(0.05)
+    assert machine.engine[0] == {"running": 3.0, "waiting": 2.0}
+    assert machine.server_cpu_s >= 0
 
 
 def test_the_record_beside_the_model(tmp_path):

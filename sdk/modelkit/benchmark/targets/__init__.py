@@ -3,9 +3,17 @@
 from importlib import import_module
 from typing import Final
 
-from modelkit.benchmark.targets.base import Endpoint, Protocol, RequestFailed, Target, TargetSpec, Turn
+from modelkit.benchmark.targets.base import (
+    Endpoint,
+    Protocol,
+    RequestFailed,
+    Target,
+    TargetSpec,
+    Turn,
+    base_url,
+)
 
-__all__ = ["Endpoint", "Protocol", "RequestFailed", "Target", "TargetSpec", "Turn", "connect"]
+__all__ = ["Endpoint", "Protocol", "RequestFailed", "Target", "TargetSpec", "Turn", "base_url", "connect"]
 
 # Protocol -> "module:class", loaded when chosen.
 _TARGETS: Final = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from modelkit.benchmark.record import BY_SPREAD, BY_USAGE, OK, Record
 
-__all__ = ["Arrivals", "Protocol", "RequestFailed", "Target", "TargetSpec", "Turn"]
+__all__ = ["Arrivals", "Protocol", "RequestFailed", "Target", "TargetSpec", "Turn", "base_url"]
 
 Protocol = Literal["grpc", "http"]
 Endpoint = Literal["completions", "chat"]
@@ -165,3 +165,8 @@ def request_body(spec: TargetSpec, turn: Turn, history: Sequence[Mapping[str, An
     if spec.endpoint == "completions":
         return body | {"prompt": turn.content}
     return body | {"messages": [*history, {"role": "user", "content": turn.content}]}
+
+
+def base_url(address: str) -> str:
+    """Return an address without the /v1 that people write or leave out."""
+    return address.rstrip("/").removesuffix("/v1")

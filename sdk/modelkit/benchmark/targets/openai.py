@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 
 from modelkit.benchmark.record import Record
-from modelkit.benchmark.targets.base import Arrivals, RequestFailed, Target, now_ns
+from modelkit.benchmark.targets.base import Arrivals, RequestFailed, Target, base_url, now_ns
 from modelkit.errors import ServeError, UsageError
 
 __all__ = ["OpenAITarget"]
@@ -114,11 +114,6 @@ class OpenAITarget(Target):
             raise ServeError(
                 f"{url} lists no model", cure="name it with --model, or point at an OpenAI-compatible server"
             ) from error
-
-
-def base_url(address: str) -> str:
-    """Return an address without the /v1 that people write or leave out."""
-    return address.rstrip("/").removesuffix("/v1")
 
 
 def _take(events: list[bytes], at_ns: int, arrivals: Arrivals) -> bool:
