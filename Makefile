@@ -77,7 +77,7 @@ clean: ## remove what the commands above made
 $(RUN): pyproject.toml scripts/install_torch.py scripts/make_venv.sh
 	@scripts/make_venv.sh $(VENV) $(PYTHON)
 	$(BIN)/python scripts/install_torch.py
-	$(BIN)/python -m pip install --quiet --editable '.[transformers]'
+	$(BIN)/python -m pip install --quiet --editable '.[transformers,bench]'
 	@touch $@
 
 # And what it takes to change it: linters, the type checker, the test tools.

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
+from typer.models import ArgumentInfo
 
 from modelkit import __version__
 from modelkit.cli import console
@@ -51,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("modelkit.cli.serve", "Serve a model over gRPC and HTTP.", _RUN),
     "engines": Verb(
         "modelkit.cli.engines", "Show the engines, and what each has installed on this machine.", _RUN
+    ),
+    "bench": Verb(
+        "modelkit.cli.bench", "Measure served models: TTFT, ITL and tokens/s, engine by engine.", _RUN
     ),
     "predict": Verb("modelkit.cli.predict", "Call a served model and print its answer.", _RUN),
     "describe": Verb("modelkit.cli.describe", "Show the methods of a served model.", _RUN),
@@ -142,7 +146,7 @@ class _Verbs(TyperGroup):
         """Import the verb that is called, or name the nearest one."""
         name = args[0]
         if name in VERBS:
-            return name, self._load(name), args[1:]
+            return name, self._load(name, args[1:]), args[1:]
         if name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         guess = closest(name, list(VERBS))
@@ -151,10 +155,15 @@ class _Verbs(TyperGroup):
             cure=f"did you mean `modelkit {guess}`?" if guess else "`modelkit --help` lists all commands",
         )
 
-    def _load(self, name: str) -> Any:
+    def _load(self, name: str, args: Sequence[str]) -> Any:
         """Import a verb's module and give it the global options too: `modelkit -q serve` and `modelkit serve -q`."""
         module = import_module(VERBS[name].module)
-        command = _compile(name, module.command, None, getattr(module, "SUBCOMMANDS", {}))
+        command, subcommands = module.command, getattr(module, "SUBCOMMANDS", {})
+        if subcommands and _takes_arguments(command):
+            # Its arguments would swallow the name of a part: `bench compare A B` against `bench FOLDER`.
+            chosen = args[0] if args else ""
+            command, subcommands = (_nothing, subcommands) if chosen in subcommands else (command, {})
+        command = _compile(name, command, None, subcommands)
         shared = [param for param in self.params if param.name in {"quiet", "verbose"}]
         for each in (command, *getattr(command, "commands", {}).values()):
             taken = {option for param in each.params for option in param.opts}
@@ -185,6 +194,12 @@ def _compile(
     for subname, subfunction in subcommands.items():
         compiled.command(subname)(subfunction)
     return typer.main.get_command(compiled)
+
+
+def _takes_arguments(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    notes = [note for parameter in parameters for note in getattr(parameter.annotation, "__metadata__", ())]
+    return any(isinstance(note, ArgumentInfo) for note in notes)
 
 
 def _nothing() -> None: ...

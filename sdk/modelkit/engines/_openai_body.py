@@ -66,6 +66,7 @@ class _StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class OpenAIBody(BaseModel):

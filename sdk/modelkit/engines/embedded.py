@@ -40,6 +40,8 @@ class EmbeddedEngine(Engine):
         parsed = parse_body(endpoint, body, self.name, self.model_id)
         requests = parsed.requests()
         style = _Style(parsed, self.model_id, streamed=True)
+        options = parsed.stream_options
+        tells_usage = options.include_usage and options.continuous_usage_stats
         last: dict[int, Chunk] = {}
         async with aclosing(_merge([self._checked(request) for request in requests])) as chunks:
             async for index, chunk in chunks:
@@ -48,11 +50,12 @@ class EmbeddedEngine(Engine):
                     for number in range(len(requests)):
                         yield style.chunk(number, {"role": "assistant", "content": ""})
                 last[index] = chunk
+                usage = _usage([last[one] for one in sorted(last)], parsed.n) if tells_usage else None
                 if chunk.text or not chunk.finish_reason:
-                    yield style.chunk(index, {"content": chunk.text})
+                    yield style.chunk(index, {"content": chunk.text}, usage=usage)
                 if chunk.finish_reason:
-                    yield style.chunk(index, {}, chunk.finish_reason)
-        if parsed.stream_options.include_usage:
+                    yield style.chunk(index, {}, chunk.finish_reason, usage)
+        if options.include_usage:
             usage = _usage([last[index] for index in sorted(last)], parsed.n)
             yield orjson.dumps({**style.envelope, "choices": [], "usage": usage})
 
@@ -92,11 +95,18 @@ class _Style:
         content = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
         return {"index": index, **content, "logprobs": None, "finish_reason": last.finish_reason}
 
-    def chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        """Return the JSON of one streamed chunk."""
+    def chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        usage: dict[str, Any] | None = None,
+    ) -> bytes:
+        """Return the JSON of one streamed chunk, with the totals so far where they were asked for."""
         content = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
         choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
-        return orjson.dumps({**self.envelope, "choices": [choice]})
+        totals = {} if usage is None else {"usage": usage}
+        return orjson.dumps({**self.envelope, "choices": [choice], **totals})
 
 
 def _usage(last_chunks: list[Chunk], choices_per_prompt: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "engines_dir",
     "find_python",
     "install",
+    "installed_version",
     "list_environments",
     "parse_requirement",
     "remove",
@@ -104,6 +105,24 @@ def find_python(engine: str, config: EngineConfig, on_stage: Callable[[str], Non
     if kept is None:
         kept = _make(engine, build, hardware, Progress(on_stage))
     return str(kept.python)
+
+
+def installed_version(engine: str, config: EngineConfig) -> str | None:
+    """Return the version that `engine` runs with this config; None where it is none of Python's, or not installed yet.
+
+    Installs nothing. Raises EngineError where `engine.python` will not do.
+    """
+    info = ENGINES[engine]
+    if config.python is not None:
+        return (
+            _version_in(Path(_check_python(engine, info, config.python, config.version)), info.module) or None
+        )
+    here = info.version_here()
+    if not info.builds or (here is not None and _same_version(here, config.version or here)):
+        return here
+    hardware = _hardware()
+    kept = _read(_folder(engine, _build(engine, config.version, hardware), hardware))
+    return kept.version if kept else None
 
 
 def install(requirement: str, progress: Progress | None = None, *, force: bool = False) -> Environment:

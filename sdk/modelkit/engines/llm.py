@@ -187,7 +187,8 @@ class LLM(Model):
         body["stream"] = True
         if endpoint in _USAGE_BY_OPTION:
             # The call's own usage is reported in any case; the chunk that carries it is passed on only when asked for.
-            body["stream_options"] = {"include_usage": True}
+            # More that was asked for stays, such as vLLM's continuous_usage_stats: totals with every chunk.
+            body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         call = current_request()
         async with aclosing(self.engine.openai_stream(endpoint, orjson.dumps(body))) as chunks:
             async for chunk in chunks:

@@ -1,0 +1,1 @@
+"""Measure served language models: load, metrics, report. `modelkit bench` is the command line over it."""

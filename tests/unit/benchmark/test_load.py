@@ -1,0 +1,265 @@
+"""The load and its clock against a server that knows the truth: when it sent each token, by the same clock."""
+
+import asyncio
+import statistics
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from misbehaving_server import Misbehaving, Script, http_server, read_truth
+from modelkit import Model, current_request, method
+from modelkit.benchmark.load import Conversation, Job, split
+from modelkit.benchmark.metrics import measure
+from modelkit.benchmark.targets import TargetSpec, Turn
+from modelkit.benchmark.worker import run_jobs
+from modelkit.errors import ServeError
+from modelkit.testing import run_server
+
+# What the two processes may need to exchange a message on a machine that is busy with other tests. An idle one needs a
+# fraction of a millisecond: benchmarks/bench_accuracy.py prints it.
+TOLERANCE_S = 0.25
+
+
+@pytest.fixture(scope="module")
+def url():
+    with http_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def strict_url():
+    with http_server("--strict") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def grpc_server():
+    with run_server(Misbehaving) as server:
+        yield server
+
+
+@pytest.fixture(params=["http", "grpc"])
+def place(request, url, grpc_server):
+    """Return (spec, a function that gives the truth) for both protocols."""
+    if request.param == "http":
+        return TargetSpec(protocol="http", address=url), lambda: read_truth(url)
+    spec = TargetSpec(protocol="grpc", address=grpc_server.address)
+    return spec, lambda: grpc_server.server.predictor.model.answers.truth
+
+
+def scripted(*scripts):
+    return [Conversation((Turn(str(script), script.tokens),)) for script in scripts]
+
+
+async def play(spec, *scripts, **job):
+    result = await run_jobs([Job(spec, "closed", scripted(*scripts), **job)])
+    return sorted(result.records, key=lambda record: record.index), result
+
+
+async def test_every_message_is_timed_when_it_was_sent(place):
+    spec, truth = place
+    scripts = [
+        Script("slow first token", first_s=0.12),
+        Script("a stall", stall_before=4, stall_s=0.15),
+        Script("coalesced writes", tokens=12, coalesce=4),
+        Script("several tokens a chunk", tokens=12, per_chunk=3),
+    ]
+    records, _ = await play(spec, *scripts)
+    for script, record in zip(scripts, records, strict=True):
+        sent = truth()[script.name].sent
+        assert record.is_ok, record.error
+        assert record.counted_by == "usage"
+        assert record.output_tokens == sum(record.tokens) == script.tokens
+        assert record.cached_tokens == 2
+        arrived_after = [
+            (at - next(when for when, total in cumulative(sent) if total >= got)) * 1e-9
+            for at, got in cumulative(zip(record.times_ns, record.tokens, strict=True))
+        ]
+        assert min(arrived_after) >= 0
+        assert statistics.median(arrived_after) < TOLERANCE_S
+
+
+def cumulative(pairs):
+    total = 0
+    for at, number in pairs:
+        total += number
+        yield at, total
+
+
+async def test_metrics_follow_the_known_delays(place):
+    spec, _ = place
+    script = Script("known", tokens=6, first_s=0.2, gap_s=0.1, stall_before=3, stall_s=0.3)
+    records, result = await play(spec, script)
+    metrics = measure(records, mode="closed", window=result.window, concurrency=1)
+    # Sleeps may be late, never early.
+    assert metrics["ttft_ms"]["p50"] >= 200
+    assert metrics["itl_ms"]["max"] >= 400
+    assert metrics["itl_ms"]["p50"] >= 99
+    assert metrics["tpot_ms"]["p50"] >= (5 * 100 + 300) / 5 - 1
+    assert metrics["e2e_s"]["p50"] >= 0.2 + 0.5 + 0.3 - 0.001
+    assert metrics["n_ok"] == 1
+    assert metrics["out_tok_s_whole"] == pytest.approx(6 / metrics["duration_s"], rel=1e-3)
+
+
+async def test_coalesced_chunks_show_as_gaps_and_as_tokens_per_message(url):
+    script = Script("lumps", tokens=32, gap_s=0.02, coalesce=8)
+    records, result = await play(TargetSpec(protocol="http", address=url), script)
+    metrics = measure(records, mode="closed", window=result.window, concurrency=1)
+    assert metrics["tokens_per_msg"]["max"] == 8
+    # A reader waits eight times as long as the gap per token says.
+    assert metrics["chunk_gap_ms"]["p50"] == pytest.approx(8 * metrics["itl_ms"]["p50"], rel=0.01)
+
+
+async def test_tokens_are_spread_where_the_server_tells_its_usage_at_the_end_only(place):
+    spec, _ = place
+    script = Script("quiet", tokens=12, per_chunk=3, running_usage=False)
+    (record,), _ = await play(spec, script)
+    assert record.counted_by == "spread"
+    assert record.output_tokens == sum(record.tokens) == 12
+    assert record.tokens == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "script", "status"),
+    [
+        ("http", Script("reset", reset_before=3), "CONNECTION_RESET"),
+        ("http", Script("error event", error_before=3), "STREAM_ERROR"),
+        ("http", Script("refused", status=503), "HTTP_503"),
+        ("http", Script("no done", done=False), "STREAM_CUT"),
+        ("http", Script("silent", hang=True), "TIMEOUT"),
+        ("http", Script("uncounted", running_usage=False, final_usage=False), "NO_TOKENS"),
+        ("grpc", Script("reset", reset_before=3), "UNAVAILABLE"),
+        ("grpc", Script("slow", first_s=5), "TIMEOUT"),
+        ("grpc", Script("refused", status=503), "UNAVAILABLE"),
+    ],
+)
+async def test_failures_are_counted_by_code(url, grpc_server, protocol, script, status):
+    address = url if protocol == "http" else grpc_server.address
+    spec = TargetSpec(protocol=protocol, address=address, timeout_s=2.0)
+    records, result = await play(spec, script, Script("fine"))
+    assert [record.status for record in records] == [status, "OK"]
+    assert records[0].error
+    metrics = measure(records, mode="closed", window=result.window, concurrency=1)
+    assert metrics["errors"] == {status: 1}
+    assert (metrics["n_ok"], metrics["n_err"]) == (1, 1)
+    # A failure is infinitely late: JSON's null.
+    assert metrics["ttft_ms"]["max"] is None
+
+
+async def test_short_answers_are_counted_and_in_no_latency(place):
+    spec, _ = place
+    conversations = [
+        Conversation((Turn(str(Script("short", tokens=4, first_s=0.5)), 8),)),
+        *scripted(Script("whole")),
+    ]
+    result = await run_jobs([Job(spec, "closed", conversations)])
+    metrics = measure(result.records, mode="closed", window=result.window, concurrency=1)
+    assert (metrics["n_ok"], metrics["n_short"]) == (2, 1)
+    assert metrics["e2e_s"]["n"] == 1
+    assert metrics["output_tokens"]["max"] == 8
+
+
+async def test_slots_are_kept_busy_and_ramp_requests_count_in_no_latency(place):
+    spec, truth = place
+    scripts = [Script(f"slot {number}", tokens=20) for number in range(12)]
+    ramp = scripted(*(Script(f"ramp {number}", tokens=number + 1) for number in range(4)))
+    records, result = await play(spec, *scripts, concurrency=4, ramp=ramp)
+    assert sum(record.is_ramp for record in records) == 4
+    metrics = measure(records, mode="closed", window=result.window, concurrency=4)
+    assert metrics["n_ok"] == 12
+    assert metrics["inflight_mean"] > 3
+    inside = [
+        number
+        for record in records
+        for at, number in zip(record.times_ns, record.tokens, strict=True)
+        if result.window.start_ns < at <= result.window.end_ns
+    ]
+    assert metrics["out_tok_s_steady"] == pytest.approx(sum(inside) / result.window.length_s, rel=1e-3)
+    assert {script.name for script in scripts} <= set(truth())
+
+
+class Plain(Model):
+    """A model without OpenAI's transport: it has a `generate` of its own."""
+
+    @method
+    async def generate(
+        self, prompt: str, max_tokens: int | None = None, min_tokens: int = 0
+    ) -> AsyncIterator[str]:
+        call = current_request()
+        call.usage.prompt_tokens = len(prompt.split())
+        for _ in range(max(min_tokens, 1)):
+            call.usage.output_tokens += 1
+            yield "word "
+            await asyncio.sleep(0.001)
+
+
+async def test_a_model_with_a_generate_of_its_own_is_measured_too():
+    with run_server(Plain) as server:
+        spec = TargetSpec(protocol="grpc", address=server.address, keep_text=True)
+        result = await run_jobs([Job(spec, "closed", [Conversation((Turn("a b c", 7),))])])
+    (record,) = result.records
+    assert (record.status, record.prompt_tokens, record.output_tokens) == ("OK", 3, 7)
+    assert record.text == "word " * 7
+    assert record.counted_by == "usage"
+
+
+async def test_a_duration_ends_a_level(url):
+    spec = TargetSpec(protocol="http", address=url)
+    scripts = [Script(f"long {number}", tokens=10) for number in range(200)]
+    records, _ = await play(spec, *scripts, concurrency=2, duration_s=0.5)
+    assert 2 <= len(records) < 200
+    assert all(record.is_ok for record in records)
+
+
+async def test_several_processes_share_slots_and_requests(url):
+    spec = TargetSpec(protocol="http", address=url)
+    scripts = [Script(f"part {number}") for number in range(10)]
+    jobs = split(Job(spec, "closed", scripted(*scripts), concurrency=3), 2)
+    assert [job.concurrency for job in jobs] == [2, 1]
+    seen = []
+    result = await run_jobs(jobs, seen.append)
+    assert len(result.records) == 10
+    assert result.client.num_processes == 2
+    assert seen[-1].num_tokens <= 80
+    assert len({record.index for record in result.records}) == 10
+
+
+async def test_conversations_grow_by_their_answers(url):
+    spec = TargetSpec(protocol="http", address=url, endpoint="chat", keep_text=True)
+    turns = tuple(Turn(f"turn {number} of a talk", 3) for number in range(3))
+    result = await run_jobs([Job(spec, "closed", [Conversation(turns, "be brief")])])
+    # The server counts ten tokens for each message before the last.
+    assert [record.prompt_tokens for record in result.records] == [25, 45, 65]
+
+
+async def test_a_server_that_is_not_there_is_an_error_with_its_cure():
+    spec = TargetSpec(protocol="http", address="http://127.0.0.1:9")
+    with pytest.raises(ServeError, match="cannot reach http") as caught:
+        await run_jobs([Job(spec, "closed", scripted(Script("x")))])
+    assert caught.value.cure
+
+
+async def test_coordinated_omission_is_seen_in_open_loop_only(url):
+    """The server stands still for a second. One user in a closed loop meets that once; a schedule meets it a hundred times."""
+    import aiohttp
+
+    async def freeze_soon():
+        await asyncio.sleep(1.2)
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/freeze", json={"seconds": 1.0}):
+            pass
+
+    spec = TargetSpec(protocol="http", address=url)
+    conversations = scripted(*(Script(f"omit {n}", tokens=2, first_s=0.005, gap_s=0.001) for n in range(200)))
+    offsets = [number / 100 for number in range(200)]
+    figures = {}
+    for mode, job in (
+        ("closed", Job(spec, "closed", conversations)),
+        ("open", Job(spec, "open", conversations, offsets_s=offsets)),
+    ):
+        result, _ = await asyncio.gather(run_jobs([replace(job)]), freeze_soon())
+        figures[mode] = measure(result.records, mode=mode, window=result.window, concurrency=1)[
+            "ttft_sched_ms"
+        ]
+    assert figures["open"]["p90"] > 300
+    assert figures["open"]["p90"] > 3 * figures["closed"]["p90"]
