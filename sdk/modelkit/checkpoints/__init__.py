@@ -10,7 +10,6 @@ from types import MappingProxyType
 
 from modelkit.checkpoints.base import CheckpointSource, Listing, SourceFile
 from modelkit.config import CheckpointSourceConfig
-from modelkit.errors import UsageError
 
 __all__ = ["SOURCES", "CheckpointSource", "Listing", "SourceFile", "open_source"]
 
@@ -20,6 +19,7 @@ SOURCES: Mapping[str, str] = MappingProxyType(
         "huggingface": "modelkit.checkpoints.huggingface:HuggingFaceSource",
         "s3": "modelkit.checkpoints.s3:S3Source",
         "http": "modelkit.checkpoints.http:HttpSource",
+        "oci": "modelkit.checkpoints.oci:OciSource",
         "local": "modelkit.checkpoints.local:LocalSource",
     }
 )
@@ -31,14 +31,8 @@ def open_source(
     """Return the source of a checkpoint; close it after use. Nothing is asked of it yet.
 
     `model_dir` is the model folder, which paths in config.yaml are relative to; `revision` is the pinned commit, where
-    there is one. Raises LoadError where config.yaml does not say enough, UsageError where this release has no such source.
+    there is one. Raises LoadError where config.yaml does not say enough.
     """
-    target = SOURCES.get(config.type)
-    if target is None:
-        raise UsageError(
-            f"this release of modelkit cannot fetch checkpoints of type '{config.type}'",
-            cure=f"set checkpoints.type in config.yaml to one of: {', '.join(SOURCES)}",
-        )
-    module_name, _, class_name = target.partition(":")
+    module_name, _, class_name = SOURCES[config.type].partition(":")
     source: CheckpointSource = getattr(import_module(module_name), class_name)(config, model_dir, revision)
     return source

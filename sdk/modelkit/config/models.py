@@ -289,7 +289,7 @@ class CheckpointSourceConfig(Section):
     )
     repo_id: _Text | None = Field(
         default=None,
-        description="huggingface: the repository, such as Qwen/Qwen2-7B-Instruct. oci: registry/repository.",
+        description="huggingface: the repository, such as Qwen/Qwen2-7B-Instruct. oci: registry/repository, or oci:FOLDER for a layout on this machine.",
         examples=["Qwen/Qwen2-7B-Instruct"],
     )
     path: _Text | None = Field(
@@ -302,7 +302,8 @@ class CheckpointSourceConfig(Section):
     )
     revision: _Text | None = Field(
         default=None,
-        description="Branch, tag or commit. It is pinned to a commit in modelkit.lock. Default: main.",
+        description="huggingface: branch, tag or commit; default: main. oci: tag or digest; default: latest. It is pinned "
+        "in modelkit.lock.",
     )
     token_env: _EnvVar | None = Field(
         default=None,

@@ -19,7 +19,6 @@ __all__ = ["RULES", "Finding", "Subject"]
 INSTALLED_ENGINES = frozenset({"vllm", "sglang", "lmdeploy"})
 ACCELERATOR_ENGINES = INSTALLED_ENGINES | {"tgi"}
 WEIGHTLESS_ENGINES = frozenset({"openai", "echo"})
-FETCHED_CHECKPOINTS = frozenset({"huggingface", "s3", "http", "local"})
 
 # Options of the engines' servers that take a secret.
 _SECRET_ARGS = frozenset({"api_key", "hf_token", "password"})
@@ -321,18 +320,6 @@ _LOCATIONS = {
 }
 
 
-def checkpoint_can_be_fetched(subject: Subject) -> Iterator[Finding]:
-    """The type is one that this release has; the others are planned, so folders may name them already."""
-    for at, checkpoint in _checkpoints(subject):
-        if checkpoint.type not in FETCHED_CHECKPOINTS:
-            yield Finding(
-                (*at, "type"),
-                f"this release cannot fetch a checkpoint of type {checkpoint.type}: `modelkit serve` will refuse it",
-                "fetch it yourself and write 'type: local' with its folder as 'path', or take it from huggingface",
-                severity="warning",
-            )
-
-
 def checkpoint_location_is_well_formed(subject: Subject) -> Iterator[Finding]:
     """The location looks like what its type stands for, and a local folder is there."""
     for at, checkpoint in _checkpoints(subject):
@@ -487,7 +474,6 @@ RULES: tuple[Rule, ...] = (
     args_hold_no_secrets,
     engine_has_weights,
     checkpoint_is_located,
-    checkpoint_can_be_fetched,
     checkpoint_location_is_well_formed,
     files_are_distinct,
     checkpoints_are_named,

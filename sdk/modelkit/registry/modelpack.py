@@ -13,6 +13,7 @@ from modelkit.errors import RegistryError
 from modelkit.registry.base import TITLE, Descriptor, Manifest
 
 __all__ = [
+    "CHECKPOINT",
     "FILE",
     "MODEL_CODE",
     "MODEL_CONFIG",
@@ -21,6 +22,7 @@ __all__ = [
     "MODEL_MANIFEST",
     "MODEL_WEIGHT",
     "MODEL_WEIGHT_CONFIG",
+    "PART",
     "WeightLayer",
     "check_complete",
     "read_weights",
@@ -33,8 +35,10 @@ MODEL_WEIGHT_CONFIG: Final = "application/vnd.cncf.model.weight.config.v1.raw"
 MODEL_DOC: Final = "application/vnd.cncf.model.doc.v1.raw"
 MODEL_CODE: Final = "application/vnd.cncf.model.code.v1.raw"
 
-# Annotations of a layer.
+# Annotations.
 MODEL_FILEPATH: Final = "org.cncf.model.filepath"
+PART: Final = "io.modelkit.part"  # of an entry of a version: image, package, weights
+CHECKPOINT: Final = "io.modelkit.checkpoint"  # the name of the checkpoint that weights belong to
 FILE: Final = "io.modelkit.file"  # JSON: the file that a layer is, or is a part of
 
 

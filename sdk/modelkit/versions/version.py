@@ -15,16 +15,14 @@ from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, Manifest, Source, Store
 from modelkit.registry.base import EMPTY_CONFIG, INDEX, MANIFEST, TITLE
 from modelkit.registry.content import describe, verified
-from modelkit.registry.modelpack import WeightLayer, read_weights
+from modelkit.registry.modelpack import CHECKPOINT, PART, WeightLayer, read_weights
 from modelkit.versions.media_types import (
-    CHECKPOINT,
     CONFIG,
     LOCK,
     NO_PLATFORM,
     PACKAGE,
     PACKAGE_BUNDLE,
     PACKAGE_MANIFEST,
-    PART,
     SIGNATURES,
 )
 from modelkit.versions.weights import Checkpoint

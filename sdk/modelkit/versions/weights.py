@@ -16,6 +16,7 @@ from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, FilePart, Manifest
 from modelkit.registry.base import MANIFEST, TITLE
 from modelkit.registry.modelpack import (
+    CHECKPOINT,
     FILE,
     MODEL_CODE,
     MODEL_CONFIG,
@@ -26,7 +27,6 @@ from modelkit.registry.modelpack import (
     MODEL_WEIGHT_CONFIG,
 )
 from modelkit.versions.digests import hash_parts, part_ranges
-from modelkit.versions.media_types import CHECKPOINT
 
 __all__ = ["PART_BYTES", "Checkpoint", "WeightFile", "weigh_folder"]
 

@@ -1,10 +1,12 @@
 """Each rule across keys: what it refuses, and what it must leave alone."""
 
+from typing import get_args
+
 import pytest
 
 from modelkit.checkpoints import SOURCES
-from modelkit.config import check_config
-from modelkit.config.rules import FETCHED_CHECKPOINTS, RULES
+from modelkit.config import CheckpointSourceConfig, check_config
+from modelkit.config.rules import RULES
 
 
 def problems_of(tmp_path, text):
@@ -104,23 +106,6 @@ def test_what_does_not_fit_together_is_found(tmp_path, text, severity, message):
 
 
 @pytest.mark.parametrize(
-    ("place", "messages"),
-    [
-        ("type: huggingface, repo_id: org/name", []),
-        ("type: local, path: .", []),
-        ("type: s3, path: s3://bucket/prefix, when: build", []),
-        ("type: oci, repo_id: registry.example.com/models/x", ["oci"]),
-    ],
-)
-def test_a_checkpoint_that_serve_would_refuse_is_warned_of(tmp_path, place, messages):
-    found = problems_of(tmp_path, ID + "checkpoints: {" + place + "}")
-    assert [(severity, message) for severity, _, message in found] == [
-        ("warning", f"this release cannot fetch a checkpoint of type {kind}: `modelkit serve` will refuse it")
-        for kind in messages
-    ]
-
-
-@pytest.mark.parametrize(
     ("place", "message"),
     [
         ("type: s3", "a checkpoint of type s3 needs 'path'"),
@@ -180,8 +165,9 @@ def test_an_adapter_may_be_a_checkpoint_and_the_nearest_name_is_suggested(tmp_pa
     assert [found[0] for found in problems_of(tmp_path, text.replace("NAME", "suport"))] == ["warning"]
 
 
-def test_the_rule_about_fetching_knows_every_source():
-    assert set(SOURCES) == FETCHED_CHECKPOINTS
+def test_there_is_a_source_for_every_type():
+    kinds = CheckpointSourceConfig.model_fields["type"].annotation
+    assert set(SOURCES) == set(get_args(kinds))
 
 
 @pytest.mark.parametrize(
