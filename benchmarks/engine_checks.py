@@ -6,6 +6,7 @@ Linux only: processes are read from /proc.
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import selectors
@@ -41,6 +42,7 @@ RUNNING_METRICS = ("vllm:num_requests_running", "sglang:num_running_reqs", "lmde
 METRIC_LAG_S = 12.0
 _CANCELLATION_ATTEMPTS = 5
 
+_PR_SET_PDEATHSIG = 1
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -88,6 +90,11 @@ def _words(pid: int) -> list[str]:
     return []
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that checks is killed. What it started ends with it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def _cpu_s(pid: int) -> float:
     with contextlib.suppress(OSError):
         fields = _stat(pid)
@@ -113,6 +120,7 @@ class Served:
                 text=True,
                 env=os.environ | dict(environment or {}),
                 start_new_session=True,  # Ctrl-C is for the program that checks, which then stops the server
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread runs when a server is started
             )
 
     def wait_ready(self, timeout_s: float) -> None:
