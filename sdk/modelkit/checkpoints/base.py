@@ -4,6 +4,7 @@ Everything else (what is wanted, where it is kept, resuming, retrying, verifying
 `selection`, `cache` and `fetch`. A source is used from several threads at once.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ __all__ = [
     "NoRangesError",
     "SourceFile",
     "checked_path",
+    "token_of",
 ]
 
 # What is read and written at a time.
@@ -133,3 +135,21 @@ def checked_path(path: str, where: str) -> str:
             cure="do not use this checkpoint: such a name is no accident",
         )
     return path
+
+
+def token_of(variable: str | None) -> str | None:
+    """Return the token in the variable that `token_env` names, None without one. Raises LoadError where it is not set."""
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise LoadError(
+            f"the environment variable {variable}, which checkpoints.token_env names, is not set",
+            cure=f"export {variable}=..., or remove checkpoints.token_env where none is needed",
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise LoadError(
+            f"the token in {variable} has characters that no header can carry",
+            cure=f"export {variable} anew, as it was given to you",
+        )
+    return token

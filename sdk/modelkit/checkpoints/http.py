@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from modelkit.checkpoints.base import CheckpointSource, Listing, SourceFile, checked_path
-from modelkit.checkpoints.huggingface import token_of
+from modelkit.checkpoints.base import CheckpointSource, Listing, SourceFile, checked_path, token_of
 from modelkit.checkpoints.ranges import HttpRanges
 from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError

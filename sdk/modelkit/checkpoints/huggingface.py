@@ -5,7 +5,6 @@ go on anywhere, be checked while it is written, and be the same for every source
 storage and hf_xet is installed, that library fetches it: it transfers only chunks that are not on this machine yet.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +19,7 @@ from modelkit.checkpoints.base import (
     Listing,
     SourceFile,
     checked_path,
+    token_of,
 )
 from modelkit.checkpoints.ranges import HttpRanges
 from modelkit.config import CheckpointSourceConfig
@@ -28,7 +28,7 @@ from modelkit.errors import LoadError
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["HuggingFaceSource", "token_of"]
+__all__ = ["HuggingFaceSource"]
 
 # Below this one request and a few milliseconds do; xet's bookkeeping costs more.
 _MIN_XET_BYTES = 16 * 1024**2
@@ -212,24 +212,6 @@ class HuggingFaceSource(CheckpointSource):
 
     def _page(self) -> str:
         return f"{_endpoint()}/{self.repo_id}"
-
-
-def token_of(variable: str | None) -> str | None:
-    """Return the token in the variable that `token_env` names, None without one. Raises LoadError where it is not set."""
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise LoadError(
-            f"the environment variable {variable}, which checkpoints.token_env names, is not set",
-            cure=f"export {variable}=..., or remove checkpoints.token_env where none is needed",
-        )
-    if not (token.isascii() and token.isprintable()):
-        raise LoadError(
-            f"the token in {variable} has characters that no header can carry",
-            cure=f"export {variable} anew, as it was given to you",
-        )
-    return token
 
 
 def _endpoint() -> str:

@@ -5,6 +5,7 @@ import pytest
 
 from modelkit.checkpoints.lock import LOCK_NAME, Lock, LockedCheckpoint, LockedFile
 from modelkit.checkpoints.resolve import Terms, check_lock, make_lock, prepare
+from modelkit.cli.app import main
 from modelkit.config import check_config, load_config
 from modelkit.errors import ConfigError, LoadError
 
@@ -135,6 +136,28 @@ def test_a_folder_is_hashed_by_lock_only_and_checked_byte_by_byte(local, cache):
     )
     make_lock(config, local, terms).write(local)
     assert check_lock(config, local, terms).differences == ()
+
+
+def test_the_verb_writes_checks_and_says_so(local, capsys):
+    (local / LOCK_NAME).unlink()
+    assert main(["lock", "--check", str(local)]) == 1
+    assert capsys.readouterr().out == f"there is no modelkit.lock in {local}\n"
+    assert main(["lock", str(local), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == (local / LOCK_NAME).read_text()
+    assert "default: weights, 2 files, 9 bytes" in printed.err
+    assert "modelkit.lock is written" in printed.err
+    assert main(["lock", str(local)]) == 0
+    assert "modelkit.lock is up to date" in capsys.readouterr().err
+    assert main(["lock", "--check", str(local)]) == 0
+    (local / "weights" / "config.json").unlink()
+    capsys.readouterr()
+    assert main(["lock", "--check", "--json", str(local)]) == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "differences": ["weights: config.json is gone"],
+        "moved": [],
+    }
+    assert main(["lock", "--check", "--update", str(local)]) == 2
 
 
 def test_serving_warns_of_a_folder_that_changed_by_its_sizes(local, cache):

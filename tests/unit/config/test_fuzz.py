@@ -116,6 +116,7 @@ def test_mutated_configs(text):
         st.text(max_size=40), st.builds("{}={}".format, PIECES, PIECES), mutations().map(lambda t: t[:60])
     )
 )
+@CALM
 def test_random_settings(override):
     check(TEXTS[0].encode(), overrides=[override])
 
