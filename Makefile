@@ -73,8 +73,9 @@ clean: ## remove what the commands above made
 	rm -rf $(VENV) .cache dist examples/tiny-chat/checkpoint
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-# What it takes to run: the project, torch for this machine, transformers.
-$(RUN): pyproject.toml scripts/install_torch.py scripts/make_venv.sh
+# What it takes to run: the project, torch for this machine, transformers, at the versions that the template was tested
+# with, so that a new release of theirs is taken up on purpose.
+$(RUN): pyproject.toml scripts/install_torch.py scripts/make_venv.sh templates/transformers/requirements.txt
 	@scripts/make_venv.sh $(VENV) $(PYTHON)
 	$(BIN)/python scripts/install_torch.py
 	$(BIN)/python -m pip install --quiet --editable '.[transformers,bench]'
