@@ -78,7 +78,7 @@ clean: ## remove what the commands above made
 $(RUN): pyproject.toml scripts/install_torch.py scripts/make_venv.sh templates/transformers/requirements.txt
 	@scripts/make_venv.sh $(VENV) $(PYTHON)
 	$(BIN)/python scripts/install_torch.py
-	$(BIN)/python -m pip install --quiet --editable '.[transformers,bench]'
+	$(BIN)/python -m pip install --quiet --constraint templates/transformers/requirements.txt --editable '.[transformers,bench]'
 	@touch $@
 
 # And what it takes to change it: linters, the type checker, the test tools.
