@@ -127,7 +127,7 @@ def _bar(left: float, width: float, bar: Bar, name: str, colour: str, y: "_Scale
     drawn = [f'<rect {box} fill="{colour}"><title>{escape(name)}: {_number(bar.value)}</title></rect>']
     value = _number(bar.value)
     if len(value) * _CHAR * 0.8 <= width + 6:
-        drawn.append(_text(middle, top - 5, value, anchor="middle", size=10))
+        drawn.append(_text(middle, y(max(bar.value, bar.high or 0.0)) - 5, value, anchor="middle", size=10))
     if bar.low is not None and bar.high is not None and bar.high > bar.low:
         drawn.append(
             f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{y(bar.low):.1f}" y2="{y(bar.high):.1f}" stroke="#222"/>'

@@ -37,6 +37,7 @@ NS = 1e-9
 MAX_LAG_SHARE = 0.10
 MAX_CLIENT_CPU = 0.70
 MIN_IN_FLIGHT = 0.95
+MAX_LUMP = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ def measure(
         "loop_lag_ms_p99": round(client.loop_lag_p99_s * 1e3, 3),
     }
     result |= _goodput(measured, objectives, span_s)
+    result["notes"] = _notes(result)
     result["verdict"] = verdict(result, client, concurrency if mode != "open" else None)
     return result
 
@@ -198,6 +200,14 @@ def _is_met(found: Sequence[Latencies], objective: Objective) -> bool:
     return values.at(objective.statistic) <= objective.limit_s and (
         objective.statistic != "mean" or math.isfinite(values.max)
     )
+
+
+def _notes(metrics: dict[str, Any]) -> list[str]:
+    """Return what makes some of the figures mean less than they seem to."""
+    lumps = metrics["tokens_per_msg"]
+    if lumps and lumps["mean"] > MAX_LUMP:
+        return [f"tokens come in lumps of {lumps['mean']:.1f}: ITL and TPOT say little, the chunk gap does"]
+    return []
 
 
 def verdict(metrics: dict[str, Any], client: ClientFigures, concurrency: int | None) -> list[str]:

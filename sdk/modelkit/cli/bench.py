@@ -23,6 +23,7 @@ __all__ = ["SUBCOMMANDS", "command", "compare", "report"]
 _DEFAULTS = {"concurrency": "1,100", "input_tokens": "2048", "output_tokens": "2048"}
 _SWEEP_FROM, _SWEEP_TO = (1,), 256
 _DOTS = "..."
+_MAX_DOUBTS = 6
 _HEADROOM_TOKENS = 64  # of a random checkpoint's max_model_len: special tokens, a chat template
 
 
@@ -574,9 +575,8 @@ def _finish(store: "Store", home: Path, *, export: str | None, as_json: bool) ->
         console.result(table(run))
         for line in winners(run):
             console.result(line)
-    for level in run["levels"]:
-        for reason in level["metrics"]["verdict"]:
-            console.warning(f"{level['subject']}, {level['load']}: {reason}")
+    for doubt in _doubts(run):
+        console.warning(doubt)
     console.info(f"the report is {written.page}; `modelkit bench compare` tells it from another run")
     missed = sorted(
         {name for level in run["levels"] for name, met in level["metrics"]["slo"].items() if not met}
@@ -585,6 +585,17 @@ def _finish(store: "Store", home: Path, *, export: str | None, as_json: bool) ->
         console.warning(f"missed: {', '.join(missed)}")
     all_failed = any(not level["metrics"]["n_ok"] for level in run["levels"])
     return int(bool(missed) or all_failed)
+
+
+def _doubts(run: dict[str, Any]) -> list[str]:
+    """Return why figures may not be the server's, once for each load; the report has them all."""
+    found: dict[tuple[str, str], str] = {}
+    for level in run["levels"]:
+        for reason in (*level["metrics"]["verdict"], *level["metrics"]["notes"]):
+            found.setdefault((level["subject"], level["load"]), reason)
+    lines = [f"{subject}, {load}: {reason}" for (subject, load), reason in found.items()]
+    more = len(lines) - _MAX_DOUBTS
+    return [*lines[:_MAX_DOUBTS], *([f"and {more} more loads, which the report shows"] if more > 0 else [])]
 
 
 def _export_vllm(store: "Store") -> None:

@@ -57,6 +57,7 @@ def test_one_request():
     assert metrics["out_tok_s_steady"] == metrics["out_tok_s_whole"] == pytest.approx(4 / 0.15, abs=1e-2)
     assert metrics["in_tok_s"] == pytest.approx(7 / 0.15, abs=1e-2)
     assert metrics["inflight_mean"] == 1
+    assert metrics["notes"] == metrics["verdict"] == []
 
 
 def test_a_gap_is_spread_over_the_tokens_it_brought():
@@ -65,6 +66,7 @@ def test_a_gap_is_spread_over_the_tokens_it_brought():
     assert metrics["itl_ms"]["max"] == 10
     assert metrics["chunk_gap_ms"]["max"] == 80
     assert metrics["tokens_per_msg"]["mean"] == 5
+    assert metrics["notes"] == ["tokens come in lumps of 5.0: ITL and TPOT say little, the chunk gap does"]
     assert metrics["tpot_ms"]["p50"] == 10
 
 
