@@ -1,6 +1,8 @@
 """`modelkit upload`: a model folder becomes a version in a registry, or in a layout on this machine."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_DOCKER = "docker:"
+
 
 def command(
     path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
@@ -31,7 +35,10 @@ def command(
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="REF", help="The image that goes into the version, as it was built.")
+        str | None,
+        typer.Option(
+            metavar="REF", help="The image that goes along: docker:NAME, or one in a registry or a folder."
+        ),
     ] = None,
     weights: Annotated[
         bool | None,
@@ -68,8 +75,7 @@ def command(
     target = None if to is None else parse_reference(to)  # what is wrong with it is said before any work
     if target is not None and target.digest is not None:
         raise UsageError("--to names a digest", cure="name a repository, with or without a tag")
-    part, image_store = _open_image(image, plain_http=plain_http)
-    try:
+    with _open_image(image, plain_http=plain_http) as part:
         with console.status(f"reading {path}"):
             folder = read_folder(path, environment=environment, overrides=overrides or (), image=part)
         console.problems(folder.warnings)
@@ -79,27 +85,34 @@ def command(
             folder, result = _upload(
                 folder, store, target, weights=send_weights, key=key, allow_breaking=allow_breaking
             )
-    finally:
-        if image_store is not None:
-            image_store.close()
     _report(folder, target, result, as_json=as_json)
 
 
-def _open_image(image: str | None, *, plain_http: bool) -> "tuple[ImagePart | None, Store | None]":
+@contextmanager
+def _open_image(image: str | None, *, plain_http: bool) -> "Iterator[ImagePart | None]":
+    """Yield the image of `--image`: out of a registry, a folder, or with docker: out of docker or podman."""
     if image is None:
-        return None, None
+        yield None
+        return
     from modelkit.registry import open_store, parse_reference
+    from modelkit.registry.docker_archive import saved_image
     from modelkit.registry.failures import UnknownReferenceError
     from modelkit.versions.version import ImagePart
 
+    if image.startswith(_DOCKER):
+        name = image.removeprefix(_DOCKER)
+        with ExitStack() as stack:
+            with console.status(f"taking {name} out of docker"):
+                draft, manifest = stack.enter_context(saved_image(name))
+            yield ImagePart(draft, manifest.digest)
+        return
     reference = parse_reference(image)
-    store = open_store(reference, plain_http=plain_http)
-    named = reference.digest or reference.tag or "latest"
-    found = store.find_manifest(named)
-    if found is None:
-        store.close()
-        raise UnknownReferenceError(str(reference), cure="build the image, and push it there, first")
-    return ImagePart(store, found.digest), store
+    with open_store(reference, plain_http=plain_http) as store:
+        found = store.find_manifest(reference.digest or reference.tag or "latest")
+        if found is None:
+            cure = f"build it and push it there first; one that docker has is {_DOCKER}NAME"
+            raise UnknownReferenceError(str(reference), cure=cure)
+        yield ImagePart(store, found.digest)
 
 
 def _upload(

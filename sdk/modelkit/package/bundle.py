@@ -77,8 +77,11 @@ class _Reader(RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer).cast("B")
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
         head, self._rest = self._rest[: len(view)], self._rest[len(view) :]
         view[: len(head)] = head
         return len(head)
