@@ -63,8 +63,6 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
     """Build the image of a model."""
-    from modelkit.image.compose import write_compose
-
     config, model_dir = _load(path, environment, overrides or [])
     options = [*(["--env", environment] if environment else [])]
     options += [part for override in overrides or () for part in ("--set", override)]
@@ -76,6 +74,10 @@ def command(
     if dry_run:
         _show_plan(plan, compose=compose, as_json=as_json)
         return
+    if compose:
+        from modelkit.image.compose import refuse_foreign_compose, write_compose
+
+        refuse_foreign_compose(plan)  # before a build that takes minutes
     started = time.perf_counter()
     built = build_image(plan, name, push=push)
     _show_built(built, time.perf_counter() - started, as_json=as_json)
