@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -239,6 +240,41 @@ def test_the_authors_own_dockerfile_is_used_as_it_is(docker, image_folder, base_
     assert labels == {"mine": "yes"}
 
 
+def test_a_rendered_dockerfile_can_be_taken_over(docker, image_folder):
+    """What --dry-run prints, saved and changed, gets the context it was rendered for."""
+    command = [sys.executable, "-m", "modelkit", "build", str(image_folder), "--dry-run"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (image_folder / "Dockerfile").write_text(text + "LABEL mine=yes\n")
+    tag = docker.tag()
+    _, said = build(image_folder, "--tag", tag)
+    assert "Dockerfile is used as it is" in said
+    with running(docker, tag) as (name, client):
+        assert client.methods.greet(name="Ada") == "Hello, Ada!"
+        assert docker("inspect", "--format", "{{.Config.Labels.mine}}", name) == "yes"
+
+
+def test_ctrl_c_ends_the_build_and_its_steps(docker, image_folder, base_image):
+    (image_folder / "Dockerfile").write_text(f"FROM {base_image}\nRUN echo begun && sleep 61234\n")
+    command = [sys.executable, "-m", "modelkit", "build", str(image_folder), "--builder", "docker", "-v"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while "begun" not in (line := process.stderr.readline()) or "RUN" in line:
+        assert line
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    deadline = time.monotonic() + 30
+    while any(b"61234" in command_line(path) for path in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def command_line(process_dir):
+    try:
+        return (process_dir / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
@@ -350,7 +386,7 @@ def test_the_dry_run_does_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert main(["build", str(folder), "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("# Written by `modelkit build`")
+    assert printed.out.startswith("# modelkit: COPY finds")
     assert "FROM python:3.11-slim" in printed.out
     assert "would be built in this order" in printed.err
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.py"]

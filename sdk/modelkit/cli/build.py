@@ -1,5 +1,6 @@
 """`modelkit build`: the image of a model folder, and what is in it."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,8 @@ def command(
 ) -> None:
     """Build the image of a model."""
     config, model_dir = _load(path, environment, overrides or [])
-    options = [*(["--env", environment] if environment else [])]
+    environment = environment or os.environ.get("MODELKIT_ENV")
+    options = ["--env", environment] if environment else []
     options += [part for override in overrides or () for part in ("--set", override)]
     from modelkit.image import plan_image
 
@@ -99,11 +101,11 @@ def build_image(plan: "ImagePlan", builder: "BuilderName" = "auto", *, push: boo
 def build_with(builder: "Builder", plan: "ImagePlan", *, push: bool = False) -> "BuiltImage":
     """Fetch the weights that go in, and build; shows the stages meanwhile."""
     if plan.dockerfile is not None:
-        console.info(f"{plan.dockerfile} is used as it is, with the model folder as its context")
+        context = ", with the model folder as its context" if plan.is_foreign else ""
+        console.info(f"{plan.dockerfile} is used as it is{context}")
     for note in plan.notes:
         console.info(note)
-    is_ours = plan.dockerfile is None
-    weights = fetch_weights(plan) if plan.weights == "inside" and is_ours else {}
+    weights = fetch_weights(plan) if plan.weights == "inside" and not plan.is_foreign else {}
     with console.status(f"building {plan.tag}") as show, console.transfer(f"sent {plan.tag}") as transfer:
         return builder.build(plan, weights, _progress(plan.tag, show, transfer), push=push)
 

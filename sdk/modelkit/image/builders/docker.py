@@ -81,7 +81,7 @@ class DockerBuilder:
 
     def _source(self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress) -> list[str]:
         """Return the end of the command line: the Dockerfile and the folder that COPY sees."""
-        if plan.dockerfile is not None:
+        if plan.is_foreign:
             return ["--file", str(plan.dockerfile), str(plan.model_dir)]
         progress.on_stage("collecting files")
         wheel = sdk_wheel()
@@ -92,8 +92,11 @@ class DockerBuilder:
             files.append(ImageFile(f"{DEPENDENCIES_DIR}/{wheel.name}", wheel))
         for name, folder in weights.items():
             files += [ImageFile(f"weights/{name}/{file.name}", file.path) for file in folder_files(folder)]
+        own = plan.dockerfile
         texts = {
-            "Dockerfile": render(plan, sdk_requirement(plan, wheel)),
+            "Dockerfile": own.read_text(encoding="utf-8")
+            if own
+            else render(plan, sdk_requirement(plan, wheel)),
             f"{DEPENDENCIES_DIR}/{REQUIREMENTS}": plan.requirements.text,
         }
         stage(context, texts, files)
