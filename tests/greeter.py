@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from modelkit.versions.folder import read_folder
-from modelkit.versions.upload import upload
+from modelkit.progress import NO_PROGRESS
+from modelkit.versions.folder import add_weights, read_folder
+from modelkit.versions.upload import check_upload, upload
 from modelkit.versions.version import compose
 
 CONFIG = """\
@@ -44,8 +45,14 @@ def write_greeter(folder: Path) -> Path:
     return folder
 
 
-def send(folder, store, **options):
+def with_weights(folder, progress=NO_PROGRESS, **options):
+    """Read a folder with its checkpoint, which lies in it."""
+    return add_weights(read_folder(folder, **options), {"default": folder / "checkpoint"}, progress)
+
+
+def send(folder, store, *, tag=None, allow_breaking=False):
     """Upload a folder as the command does, without what it prints."""
-    content = read_folder(folder).content
-    draft, index = compose(content)
-    return upload(draft, index, store, signatures=content.signatures, **options)
+    read = with_weights(folder)
+    preflight = check_upload(store, read.content.signatures, allow_breaking=allow_breaking)
+    draft, index = compose(read.content)
+    return upload(draft, index, store, preflight, tag=tag)

@@ -96,6 +96,17 @@ class RegistryProxy:
         for name, value in headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
+        self._send_body(request, upstream, length)
+        response = upstream.getresponse()
+        request.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in {"connection", "date", "server"} | self.rules.hide_headers:
+                request.send_header(name, value)
+        request.end_headers()
+        if request.command != "HEAD":
+            self._relay_body(request, response)
+
+    def _send_body(self, request, upstream, length: int) -> None:
         num = 0
         entry = len(self.requests)
         self.requests.append((request.command, request.path, 0))
@@ -106,23 +117,21 @@ class RegistryProxy:
             upstream.send(piece)
             num += len(piece)
             self.requests[entry] = (request.command, request.path, num)
-            if self.rules.bytes_per_s:
-                time.sleep(len(piece) / self.rules.bytes_per_s)
-        response = upstream.getresponse()
-        request.send_response(response.status)
-        for name, value in response.getheaders():
-            if name.lower() not in {"connection", "date", "server"} | self.rules.hide_headers:
-                request.send_header(name, value)
-        request.end_headers()
-        left = self.rules.cut_reads_after_bytes
-        while request.command != "HEAD" and (piece := response.read(PIECE_BYTES)):
-            if left is not None and "/blobs/" in request.path:
+            self._slow_down(piece)
+
+    def _relay_body(self, request, response) -> None:
+        left = self.rules.cut_reads_after_bytes if "/blobs/" in request.path else None
+        while piece := response.read(PIECE_BYTES):
+            if left is not None and left <= len(piece):
                 request.wfile.write(piece[:left])
-                left -= len(piece)
-                if left <= 0:
-                    raise ConnectionResetError
-                continue
+                raise ConnectionResetError
             request.wfile.write(piece)
+            left = None if left is None else left - len(piece)
+            self._slow_down(piece)
+
+    def _slow_down(self, piece: bytes) -> None:
+        if self.rules.bytes_per_s:
+            time.sleep(len(piece) / self.rules.bytes_per_s)
 
 
 def _answer(request, status: int, headers: dict[str, str], body: bytes) -> None:

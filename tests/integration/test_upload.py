@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
@@ -217,6 +218,26 @@ def test_a_secret_in_the_code_stops_the_upload(folder, run, tmp_path, monkeypatc
     assert not (tmp_path / "versions").exists()
 
 
+@pytest.mark.parametrize("verb", ["upload", "pull"])
+def test_ctrl_c_ends_at_once_and_without_a_word(folder, run, proxy, tmp_path, verb):
+    name = f"{proxy.host}/team/{uuid.uuid4().hex[:8]}"
+    arguments = ["upload", str(folder), "--to", name]
+    if verb == "pull":
+        run(*arguments)
+        arguments = ["pull", name, "--to", str(tmp_path / "pulled")]
+    proxy.rules.bytes_per_s = 100_000
+    num_before = len(proxy.requests)
+    command = [sys.executable, "-m", "modelkit", "-q", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not any("/blobs/" in path for _, path, _ in proxy.requests[num_before:]):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not (tmp_path / "pulled").exists()
+
+
 # ------------------------------------------------------------------------------------------------------------- serving
 
 
@@ -231,7 +252,7 @@ def test_a_version_is_served_by_its_name(folder, run, tmp_path):
         assert line, process.stderr.read()
         address = json.loads(line)["address"]
         with Client(address) as client:
-            assert client.predict("greet", name="Ada") == "hello Ada"
+            assert client.methods.greet(name="Ada") == "hello Ada"
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

@@ -53,18 +53,10 @@ VERBS: dict[str, Verb] = {
     "describe": Verb("modelkit.cli.describe", "Show the methods of a served model.", _RUN),
     "parity": Verb("modelkit.cli.parity", "Compare the answers of several engines on one folder.", _RUN),
     "upload": Verb("modelkit.cli.upload", "Upload a model folder as the next version of its model.", _SHIP),
-    "versions": Verb(
-        "modelkit.cli.versions", "List the versions of a model, or of all models on this machine.", _SHIP
-    ),
+    "versions": Verb("modelkit.cli.versions", "List the versions of a model.", _SHIP),
     "pull": Verb("modelkit.cli.pull", "Make a model folder of a version, each file verified.", _SHIP),
-    "diff": Verb(
-        "modelkit.cli.diff",
-        "Compare two versions: config, methods, files, weights, dependencies, image.",
-        _SHIP,
-    ),
-    "verify": Verb(
-        "modelkit.cli.verify", "Verify a version: every digest, the lock's pins, the signature.", _SHIP
-    ),
+    "diff": Verb("modelkit.cli.diff", "Show what is different between two versions.", _SHIP),
+    "verify": Verb("modelkit.cli.verify", "Verify a version: digests, pins, signature.", _SHIP),
     "version": Verb("modelkit.cli.version", "Show the versions of modelkit and what it runs on.", _ABOUT),
 }
 

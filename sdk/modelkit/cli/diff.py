@@ -23,7 +23,10 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two versions: config, methods, files, weights, dependencies, image."""
+    """Show what is different between two versions.
+
+    Config, methods and what of them breaks callers, files, weights, dependencies, image.
+    """
     from modelkit.versions.diff import diff
     from modelkit.versions.names import open_version, version_reference
 

@@ -1,6 +1,8 @@
 """`modelkit upload`: a model folder becomes a version in a registry, or in a layout on this machine."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_DOCKER = "docker:"
+
 
 def command(
     path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
@@ -30,7 +34,10 @@ def command(
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="REF", help="The image that goes into the version, as it was built.")
+        str | None,
+        typer.Option(
+            metavar="REF", help="The image that goes along: docker:NAME, or one in a registry or a folder."
+        ),
     ] = None,
     weights: Annotated[
         bool | None,
@@ -59,7 +66,7 @@ def command(
 ) -> None:
     """Upload a model folder as the next version of its model."""
     from modelkit.registry import open_store, parse_reference
-    from modelkit.versions.folder import read_folder
+    from modelkit.versions.folder import read_folder, wants_weights
     from modelkit.versions.names import default_reference
     from modelkit.versions.signing import load_private_key
 
@@ -67,51 +74,67 @@ def command(
     target = None if to is None else parse_reference(to)  # what is wrong with it is said before any work
     if target is not None and target.digest is not None:
         raise UsageError("--to names a digest", cure="name a repository, with or without a tag")
-    part, image_store = _open_image(image, plain_http=plain_http)
-    try:
-        with console.status(f"reading {path}"), console.transfer("hashing the weights") as progress:
-            folder = read_folder(
-                path,
-                environment=environment,
-                overrides=overrides or (),
-                weights=weights,
-                image=part,
-                progress=progress,
-            )
+    with _open_image(image, plain_http=plain_http) as part:
+        with console.status(f"reading {path}"):
+            folder = read_folder(path, environment=environment, overrides=overrides or (), image=part)
         console.problems(folder.warnings)
+        send_weights = wants_weights(folder.config) if weights is None else weights
         target = target or default_reference(folder.config.model.id)
         with open_store(target, plain_http=plain_http) as store:
-            result = _upload(folder, store, target, key=key, allow_breaking=allow_breaking)
-    finally:
-        if image_store is not None:
-            image_store.close()
+            folder, result = _upload(
+                folder, store, target, weights=send_weights, key=key, allow_breaking=allow_breaking
+            )
     _report(folder, target, result, as_json=as_json)
 
 
-def _open_image(image: str | None, *, plain_http: bool) -> "tuple[ImagePart | None, Store | None]":
+@contextmanager
+def _open_image(image: str | None, *, plain_http: bool) -> "Iterator[ImagePart | None]":
+    """Yield the image of `--image`: out of a registry, a folder, or with docker: out of docker or podman."""
     if image is None:
-        return None, None
+        yield None
+        return
     from modelkit.registry import open_store, parse_reference
+    from modelkit.registry.docker_archive import saved_image
     from modelkit.registry.failures import UnknownReferenceError
     from modelkit.versions.version import ImagePart
 
+    if image.startswith(_DOCKER):
+        name = image.removeprefix(_DOCKER)
+        with ExitStack() as stack:
+            with console.status(f"taking {name} out of docker"):
+                draft, manifest = stack.enter_context(saved_image(name))
+            yield ImagePart(draft, manifest.digest)
+        return
     reference = parse_reference(image)
-    store = open_store(reference, plain_http=plain_http)
-    named = reference.digest or reference.tag or "latest"
-    found = store.find_manifest(named)
-    if found is None:
-        store.close()
-        raise UnknownReferenceError(str(reference), cure="build the image, and push it there, first")
-    return ImagePart(store, found.digest), store
+    with open_store(reference, plain_http=plain_http) as store:
+        found = store.find_manifest(reference.digest or reference.tag or "latest")
+        if found is None:
+            cure = f"build it and push it there first; one that docker has is {_DOCKER}NAME"
+            raise UnknownReferenceError(str(reference), cure=cure)
+        yield ImagePart(store, found.digest)
 
 
 def _upload(
-    folder: "Folder", store: "Store", target: "Reference | LayoutReference", *, key: Any, allow_breaking: bool
-) -> "UploadResult":
+    folder: "Folder",
+    store: "Store",
+    target: "Reference | LayoutReference",
+    *,
+    weights: bool,
+    key: Any,
+    allow_breaking: bool,
+) -> "tuple[Folder, UploadResult]":
+    from modelkit.versions.folder import add_weights
     from modelkit.versions.signing import sign
-    from modelkit.versions.upload import upload
+    from modelkit.versions.upload import check_upload, upload
     from modelkit.versions.version import compose
 
+    with console.status(f"looking at {target.name}"):
+        signatures = folder.content.signatures
+        preflight = check_upload(store, signatures, allow_breaking=allow_breaking)
+    if weights:
+        places = _checkpoints(folder)
+        with console.status("reading the weights"), console.transfer("hashing the weights") as progress:
+            folder = add_weights(folder, places, progress)
     with console.status("composing the version"), console.transfer("hashing the parts") as progress:
         draft, index = compose(folder.content, progress)
 
@@ -121,16 +144,18 @@ def _upload(
             sign(store, index, key)
 
     with console.status(f"uploading to {target.name}"), console.transfer("uploading") as progress:
-        return upload(
-            draft,
-            index,
-            store,
-            tag=target.tag,
-            signatures=folder.content.signatures,
-            allow_breaking=allow_breaking,
-            attach=attach,
-            progress=progress,
-        )
+        result = upload(draft, index, store, preflight, tag=target.tag, attach=attach, progress=progress)
+    return folder, result
+
+
+def _checkpoints(folder: "Folder") -> dict[str, Path]:
+    """Return where the checkpoints are, fetching what is not there."""
+    from modelkit.checkpoints import resolve
+
+    config = folder.config.checkpoints
+    if config is None:
+        return {}
+    return {"default": resolve(config, folder.path)}
 
 
 def _attach_documents(folder: "Folder", store: "Store", index: "Manifest") -> None:

@@ -31,7 +31,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Verify a version: every digest, the lock's pins, the signature."""
+    """Verify a version: digests, pins, signature."""
     from modelkit.versions.names import open_version, version_reference
     from modelkit.versions.verify import verify
 

@@ -19,7 +19,7 @@ def command(
     reference: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REF]", help="A model, a repository, or a model folder. Default: all on this machine."
+            metavar="REF", help="A model, a repository, or a model folder. Default: all on this machine."
         ),
     ] = None,
     *,
@@ -28,7 +28,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the versions of a model, or of all models on this machine."""
+    """List the versions of a model."""
     from modelkit.versions.catalog import kept_models
     from modelkit.versions.names import model_reference
 

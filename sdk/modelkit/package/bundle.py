@@ -15,7 +15,7 @@ from modelkit.package.collect import Package, PackagedFile
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["bundle", "unpack"]
+__all__ = ["bundle", "read_member", "unpack"]
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -55,6 +55,16 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> None:
         ) from error
 
 
+def read_member(pieces: Iterable[bytes], path: str) -> bytes | None:
+    """Return one small file of a bundle, None where it has none of that path; nothing after it is read."""
+    with tarfile.open(fileobj=_Reader(pieces), mode="r|") as tar:
+        for member in tar:
+            if member.name == path:
+                file = tar.extractfile(member)
+                return None if file is None else file.read()
+    return None
+
+
 class _Reader(RawIOBase):
     """Pieces as a file that is read from its beginning to its end."""
 
@@ -67,8 +77,11 @@ class _Reader(RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer).cast("B")
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
         head, self._rest = self._rest[: len(view)], self._rest[len(view) :]
         view[: len(head)] = head
         return len(head)

@@ -210,8 +210,8 @@ class Source(Protocol):
         """What to call it before people, such as "localhost:5000/chat"."""
         ...
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """Yield a blob in pieces, unverified. Raises RegistryError where it is not there."""
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """Yield a blob in pieces, from a byte on, unverified. Raises RegistryError where it is not there."""
         ...
 
     def get_manifest(self, reference: str) -> Manifest:
@@ -244,6 +244,10 @@ class Store(Source, Protocol):
 
     def put_manifest(self, manifest: Manifest, tag: str | None = None) -> None:
         """Store a manifest, all of whose parts are there, and let `tag` name it. Raises RegistryError."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise RegistryError where this store cannot be written: asked before hours of work, rather than after."""
         ...
 
     def claim_tag(self, manifest: Manifest, tag: str) -> bool:

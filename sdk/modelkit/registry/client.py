@@ -57,10 +57,20 @@ class Client:
     """One repository of a registry; see `base.Store`. Plain HTTP only to this machine, or where `plain_http` says so."""
 
     def __init__(self, reference: Reference, *, plain_http: bool = False, attempts: int = _ATTEMPTS) -> None:
+        import httpx
+
         self.reference = reference.at()
         self._plain_http = plain_http
         self._attempts = attempts
         self._request_size = 0  # an index of _REQUEST_BYTES
+        self._http = httpx.Client(
+            verify=_trust(),
+            timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            trust_env=not reference.is_loopback,  # a proxy cannot reach this machine's loopback
+            # A proxy that compresses what it passes on would change the bytes that a digest is made of.
+            headers={"User-Agent": "modelkit", "Accept-Encoding": "identity"},
+        )
+        self._auth = Authorizer(self._http, reference, allow_http=plain_http or reference.is_loopback)
 
     @property
     def name(self) -> str:
@@ -69,8 +79,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        if "_http" in self.__dict__:
-            self._http.close()
+        self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,9 +97,9 @@ class Client:
         response = self._send("HEAD", f"blobs/{descriptor.digest}", action, also={_NOT_FOUND})
         return response.status_code != _NOT_FOUND
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
         """Yield a blob in pieces, unverified; a connection that breaks is made again from where it was."""
-        done, failures = 0, 0
+        done, failures = start, 0
         while done < descriptor.size_bytes:
             try:
                 for piece in self._read_from(descriptor, done):
@@ -222,11 +231,14 @@ class Client:
             )
             if response.status_code == _NOT_FOUND:
                 return None
-            digest = response.headers.get("Docker-Content-Digest")
-            if digest is None:  # the specification lets a registry leave it out
+            try:
+                size, digest = (
+                    int(response.headers["Content-Length"]),
+                    response.headers["Docker-Content-Digest"],
+                )
+                return Descriptor(response.headers["Content-Type"], digest, size)
+            except KeyError:  # the specification lets a registry leave them out
                 return self.get_manifest(reference).descriptor()
-            media_type, size = response.headers["Content-Type"], int(response.headers["Content-Length"])
-            return Descriptor(media_type, digest, size)
 
         return self._persist(look)
 
@@ -266,6 +278,16 @@ class Client:
         response = self._persist(put)
         if manifest.subject is not None and "OCI-Subject" not in response.headers:
             self._note_referrer(manifest, manifest.subject)
+
+    def check_writable(self) -> None:
+        """Raise RegistryError where this repository cannot be written: an upload is begun, and given up again."""
+        action = f"push to {self.name}"
+
+        def begin() -> None:
+            location = self._location(self._send("POST", "blobs/uploads/", action))
+            self._send("DELETE", location, action, also=range(400, 600))
+
+        self._persist(begin)
 
     def claim_tag(self, manifest: Manifest, tag: str) -> bool:
         """Let a tag name a manifest, unless it names another one; looked at before and after, for want of a better way."""
@@ -332,22 +354,6 @@ class Client:
     def _scope(self, actions: str) -> str:
         """Return what a token must allow; no more than the request needs, or who may only read would get none."""
         return f"repository:{self.reference.repository}:{actions}"
-
-    @cached_property
-    def _http(self) -> "httpx.Client":
-        import httpx
-
-        return httpx.Client(
-            verify=_trust(),
-            timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            trust_env=not self.reference.is_loopback,  # a proxy cannot reach this machine's loopback
-            headers={"User-Agent": "modelkit"},
-        )
-
-    @cached_property
-    def _auth(self) -> Authorizer:
-        allow_http = self._plain_http or self.reference.is_loopback
-        return Authorizer(self._http, self.reference, allow_http=allow_http)
 
     @cached_property
     def _base(self) -> str:

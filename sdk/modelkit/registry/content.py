@@ -85,8 +85,8 @@ class Pieces:
     def take(self, num_bytes: int) -> Iterator[bytes]:
         """Yield the next `num_bytes`, fewer where the stream ends."""
         while num_bytes:
-            piece = self._rest or next(self._pieces, b"")
-            if not piece:
+            piece = self._rest or next(self._pieces, None)
+            if piece is None:
                 return
             head, self._rest = piece[:num_bytes], piece[num_bytes:]
             num_bytes -= len(head)

@@ -6,7 +6,7 @@ from typing import Any
 
 from modelkit.errors import RegistryError
 from modelkit.registry.base import EMPTY_CONFIG, Content, Descriptor, Manifest, Source, Store
-from modelkit.registry.content import Bytes, describe
+from modelkit.registry.content import Bytes, Pieces, describe
 
 __all__ = ["Draft"]
 
@@ -51,15 +51,18 @@ class Draft:
             if home is not None:
                 self._homes[blob.digest] = home
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
         """Yield a blob in pieces."""
         home = self._homes.get(descriptor.digest)
         if home is not None:
-            return home.read_blob(descriptor)
+            return home.read_blob(descriptor, start)
         content = self._contents.get(descriptor.digest)
         if content is None:
             raise RegistryError(f"{descriptor.name} is in no part of what is pushed", cure="build it again")
-        return content()
+        pieces = Pieces(content())
+        for _ in pieces.take(start):
+            pass
+        return pieces.take(descriptor.size_bytes - start)
 
     def get_manifest(self, reference: str) -> Manifest:
         """Return a manifest by digest."""

@@ -60,7 +60,7 @@ def refusal(response: "httpx.Response", action: str, repository: str, login: str
     if status == HTTPStatus.FORBIDDEN:
         return AccessError(
             f"{cannot}: {reason}",
-            cure=f"ask for the right to write {repository}, or see whether its quota is used up ({login})",
+            cure=f"ask for the right to do that in {repository}, or see whether its quota is used up ({login})",
         )
     if status == HTTPStatus.NOT_FOUND and (codes & _NAME_CODES or not codes):
         return UnknownReferenceError(
@@ -84,6 +84,10 @@ def _bad_content(codes: set[str], status: int, cannot: str, reason: str, registr
         return RegistryError(
             f"{cannot}: what arrived at {registry} does not have its digest",
             cure="let no other program write the files, and run the command again",
+        )
+    if "BLOB_UNKNOWN" in codes or status == HTTPStatus.NOT_FOUND:
+        return RegistryError(
+            f"{cannot}: {reason}", cure="push it again: the registry does not have it any more"
         )
     if codes & {"MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN"}:
         return RegistryError(

@@ -66,11 +66,11 @@ class Layout:
         except FileNotFoundError:
             return False
 
-    def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
         """Yield a blob in pieces, unverified."""
         path = self.blob_path(descriptor.digest)
         try:
-            yield from FilePart(path, descriptor.size_bytes)()
+            yield from FilePart(path, descriptor.size_bytes - start, start)()
         except FileNotFoundError:
             raise RegistryError(
                 f"{self.name} has lost {descriptor.name} ({descriptor.digest})", cure="upload it again"
@@ -138,6 +138,11 @@ class Layout:
             if tag is not None or manifest.subject is not None:
                 with self._locked():
                     self._list(manifest, tag)
+
+    def check_writable(self) -> None:
+        """Raise RegistryError where the folder cannot be written. It is made where it is not there."""
+        with self._writing(), self._unfinished():
+            pass
 
     def claim_tag(self, manifest: Manifest, tag: str) -> bool:
         """Let a tag name a manifest, unless it names another one already."""

@@ -13,6 +13,8 @@ from modelkit.versions.version import read_version
 
 __all__ = ["Entry", "kept_models", "list_entries"]
 
+_WORKERS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelkit.registry.content import verified
+from modelkit.package import read_member
 from modelkit.versions.signatures import breaking_changes
 from modelkit.versions.version import Version
 
@@ -106,8 +106,10 @@ def _images(version: Version) -> dict[str, str]:
 
 def _requirements(version: Version) -> dict[str, str]:
     """Return the lines of requirements.txt, by the name of the distribution."""
-    text = read_file(version, "requirements.txt")
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    if "requirements.txt" not in version.files:
+        return {}
+    text = read_member(version.store.read_blob(version.bundle), "requirements.txt") or b""
+    lines = (line.split("#")[0].strip() for line in text.decode(errors="replace").splitlines())
     return dict(_split_requirement(line) for line in lines if line)
 
 
@@ -116,16 +118,3 @@ def _split_requirement(line: str) -> tuple[str, str]:
         if not (character.isalnum() or character in "-_."):
             return line[:position].lower().replace("_", "-") or line, line[position:].strip() or "any"
     return line.lower().replace("_", "-"), "any"
-
-
-def read_file(version: Version, path: str) -> str:
-    """Return the text of one small file of the package, "" where it is not there."""
-    import tarfile
-    from io import BytesIO
-
-    if path not in version.files:
-        return ""
-    data = b"".join(verified(version.store.read_blob(version.bundle), version.bundle))
-    with tarfile.open(fileobj=BytesIO(data)) as tar:
-        member = tar.extractfile(path)
-        return "" if member is None else member.read().decode(errors="replace")

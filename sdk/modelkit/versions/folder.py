@@ -3,11 +3,10 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelkit.checkpoints import resolve
 from modelkit.config import Config, find_config, load_config
 from modelkit.errors import ConfigError, Problem
 from modelkit.model import import_checked_class, read_signatures
@@ -15,12 +14,11 @@ from modelkit.package import collect
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.versions.signatures import signatures_document
 from modelkit.versions.version import ImagePart, VersionContent
-from modelkit.versions.weights import Checkpoint, weigh_folder
+from modelkit.versions.weights import weigh_folder
 
-__all__ = ["Folder", "read_folder", "secret_values", "wants_weights"]
+__all__ = ["Folder", "add_weights", "read_folder", "secret_values", "wants_weights"]
 
 LOCK_NAME = "modelkit.lock"
-_DEFAULT = "default"
 _MIN_CHARACTERS = 8  # of a secret: a shorter one would be found by chance
 
 
@@ -39,14 +37,11 @@ def read_folder(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
-    weights: bool | None = None,
     image: ImagePart | None = None,
-    progress: TransferProgress = NO_PROGRESS,
 ) -> Folder:
-    """Read a model folder. `weights` says whether they go along; by default where they are not to be had elsewhere.
+    """Read a model folder, without its weights.
 
-    Raises ConfigError with everything that is wrong with the folder, a secret inside of it too; LoadError where the
-    checkpoint cannot be had.
+    Raises ConfigError with everything that is wrong with the folder, a secret inside of it too.
     """
     config = load_config(path, environment=environment, overrides=overrides)
     model_dir = find_config(path).parent
@@ -54,9 +49,6 @@ def read_folder(
     document = config.model_dump(mode="json")
     _refuse_secrets(document, secrets, find_config(path))
     signatures = signatures_document(read_signatures(import_checked_class(model_dir)))
-    checkpoints: tuple[Checkpoint, ...] = ()
-    if wants_weights(config) if weights is None else weights and config.checkpoints is not None:
-        checkpoints = (_checkpoint(config, model_dir, progress),)
     package = collect(model_dir, without=_checkpoint_dirs(config, model_dir), secret_values=secrets)
     lock = model_dir / LOCK_NAME
     content = VersionContent(
@@ -65,10 +57,22 @@ def read_folder(
         signatures=signatures,
         package=package,
         lock=lock.read_bytes() if lock.is_file() else None,
-        checkpoints=checkpoints,
         image=image,
     )
     return Folder(model_dir, config, content, package.warnings)
+
+
+def add_weights(
+    folder: Folder, places: Mapping[str, Path], progress: TransferProgress = NO_PROGRESS
+) -> Folder:
+    """Return the folder with its checkpoints, whose files are in `places` by the name of each.
+
+    What modelkit.lock does not pin is hashed. Raises UsageError where a pinned file is not there, or another one.
+    """
+    checkpoints = tuple(
+        weigh_folder(name, place, _pins(folder.path, name), progress) for name, place in places.items()
+    )
+    return replace(folder, content=replace(folder.content, checkpoints=checkpoints))
 
 
 def wants_weights(config: Config) -> bool:
@@ -94,12 +98,6 @@ def _refuse_secrets(document: Mapping[str, Any], secrets: Mapping[str, str], fil
     if found:
         cure = "let the model read the variable itself, and name it under 'secrets'"
         raise ConfigError([Problem(f"the config holds the value of {name}", cure, file) for name in found])
-
-
-def _checkpoint(config: Config, model_dir: Path, progress: TransferProgress) -> Checkpoint:
-    assert config.checkpoints is not None
-    folder = resolve(config.checkpoints, model_dir)
-    return weigh_folder(_DEFAULT, folder, _pins(model_dir, _DEFAULT), progress)
 
 
 def _pins(model_dir: Path, name: str) -> dict[str, tuple[int, str]] | None:

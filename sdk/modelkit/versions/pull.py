@@ -8,7 +8,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from modelkit.errors import RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry.content import verified
+from modelkit.registry.modelpack import WeightLayer, check_complete
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.version import Version
-from modelkit.versions.weights import WeightLayer, check_complete
 
 __all__ = ["PulledModel", "place_of_checkpoints", "pull"]
 
@@ -119,6 +120,26 @@ def _fetch_weights(
         _note(done, names[id(layer)], layer).touch()
 
     in_parallel(fetch, todo, _WORKERS)
+    for name, found in layers.items():
+        _check_wholes(found, draft / places[name])
+
+
+def _check_wholes(layers: Sequence[WeightLayer], folder: Path) -> None:
+    """Compare each file with its own hash: that of a single layer is the same, that of parts has to be computed."""
+    num_parts = Counter(layer.path for layer in layers)
+
+    def check(layer: WeightLayer) -> None:
+        sha256 = layer.descriptor.digest.partition(":")[2]
+        if num_parts[layer.path] > 1:
+            with (folder / layer.path).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != layer.file_sha256:
+            raise RegistryError(
+                f"{layer.path} is not what the version says it is",
+                cure="do not use it; upload the version again",
+            )
+
+    in_parallel(check, [layer for layer in layers if layer.offset == 0], _WORKERS)
 
 
 def _note(done: Path, checkpoint: str, layer: WeightLayer) -> Path:
@@ -147,8 +168,12 @@ def _fetch_layer(version: Version, layer: WeightLayer, path: Path, progress: Tra
 def _check_files(version: Version, draft: Path) -> None:
     """Compare what was unpacked with the package's table of contents."""
     for path, said in version.files.items():
-        file = draft / path
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != said["sha256"]:
+        try:
+            with (draft / path).open("rb") as file:
+                is_same = hashlib.file_digest(file, "sha256").hexdigest() == said["sha256"]
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
             raise RegistryError(f"{path} is not what the version says it is", cure="upload the version again")
 
 

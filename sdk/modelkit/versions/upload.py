@@ -15,7 +15,16 @@ from modelkit.registry import CopyResult, Draft, Manifest, Store, copy
 from modelkit.versions.signatures import breaking_changes
 from modelkit.versions.version import Version, read_version
 
-__all__ = ["LATEST", "BreakingChangeError", "UploadResult", "last_version", "upload", "version_numbers"]
+__all__ = [
+    "LATEST",
+    "BreakingChangeError",
+    "Preflight",
+    "UploadResult",
+    "check_upload",
+    "last_version",
+    "upload",
+    "version_numbers",
+]
 
 LATEST = "latest"
 
@@ -57,39 +66,59 @@ def last_version(store: Store) -> tuple[str, Version] | None:
     return (f"v{numbers[-1]}", read_version(store, f"v{numbers[-1]}")) if numbers else None
 
 
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What was looked at before the work: the last version, and what the new one breaks."""
+
+    last_tag: str | None
+    last_digest: str | None
+    breaking: tuple[str, ...]
+
+
+def check_upload(store: Store, signatures: Mapping[str, Any], *, allow_breaking: bool = False) -> Preflight:
+    """See whether an upload can succeed, before weights are hashed and sent.
+
+    Raises RegistryError where the store cannot be written, BreakingChangeError unless `allow_breaking`.
+    """
+    store.check_writable()
+    last = last_version(store)
+    if last is None:
+        return Preflight(None, None, ())
+    last_tag, version = last
+    changes = breaking_changes(version.signatures, signatures)
+    if changes and not allow_breaking:
+        raise BreakingChangeError(f"{store.name}:{last_tag}", changes)
+    return Preflight(last_tag, version.index.digest, tuple(changes))
+
+
 def upload(
     draft: Draft,
     index: Manifest,
     store: Store,
+    preflight: Preflight,
     *,
     tag: str | None = None,
-    signatures: Mapping[str, Any],
-    allow_breaking: bool = False,
     attach: Callable[[Store, Manifest], None] | None = None,
     progress: TransferProgress = NO_PROGRESS,
 ) -> UploadResult:
-    """Upload a composed version and return its number.
+    """Upload a composed version and return its number; `preflight` is what `check_upload` has found.
 
     `tag` is a number that has to be free, such as "v7", or one more name that moves to this version, such as "prod".
     `attach` adds what refers to the version (an SBOM, a signature); it is called before the version gets its number.
-    Raises BreakingChangeError unless `allow_breaking`, UsageError where the number is taken, RegistryError.
+    Raises UsageError where the number is taken, RegistryError.
     """
-    last = last_version(store)
-    changes = [] if last is None else breaking_changes(last[1].signatures, signatures)
-    if last is not None and changes and not allow_breaking:
-        raise BreakingChangeError(f"{store.name}:{last[0]}", changes)
     copied = copy(draft, store, index.digest, progress=progress)
     if attach is not None:
         attach(store, index)
     wanted = tag if tag is not None and _NUMBERED.fullmatch(tag) else None
-    same = last[0] if last is not None and last[1].index.digest == index.digest else None
+    same = preflight.last_tag if preflight.last_digest == index.digest else None
     number = same if same is not None and wanted in {None, same} else _claim(store, index, wanted)
     if tag is not None and tag != number:
         _move(store, index, tag)
     if number == f"v{version_numbers(store)[-1]}":  # another upload may have been faster
         _move(store, index, LATEST)
     return UploadResult(
-        tag=number, digest=index.digest, is_new=number != same, copied=copied, breaking=tuple(changes)
+        tag=number, digest=index.digest, is_new=number != same, copied=copied, breaking=preflight.breaking
     )
 
 

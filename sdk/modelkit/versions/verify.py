@@ -10,12 +10,12 @@ from modelkit.errors import RegistryError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Manifest
 from modelkit.registry.content import verified
+from modelkit.registry.modelpack import check_complete
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.attachments import attached
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
 from modelkit.versions.signing import find_signer, load_public_key
 from modelkit.versions.version import Version
-from modelkit.versions.weights import check_complete
 
 __all__ = ["Check", "verify"]
 

@@ -15,6 +15,7 @@ from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, Manifest, Source, Store
 from modelkit.registry.base import EMPTY_CONFIG, INDEX, MANIFEST, TITLE
 from modelkit.registry.content import describe, verified
+from modelkit.registry.modelpack import WeightLayer, read_weights
 from modelkit.versions.media_types import (
     CHECKPOINT,
     CONFIG,
@@ -26,7 +27,7 @@ from modelkit.versions.media_types import (
     PART,
     SIGNATURES,
 )
-from modelkit.versions.weights import Checkpoint, WeightLayer, read_weights
+from modelkit.versions.weights import Checkpoint
 
 __all__ = ["ImagePart", "Version", "VersionContent", "compose", "read_version"]
 

@@ -6,18 +6,16 @@ Source: https://github.com/modelpack/model-spec/blob/main/docs/spec.md
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from modelkit.errors import RegistryError, UsageError
+from modelkit.errors import UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, FilePart, Manifest
 from modelkit.registry.base import MANIFEST, TITLE
-from modelkit.versions.digests import hash_parts, part_ranges
-from modelkit.versions.media_types import (
-    CHECKPOINT,
+from modelkit.registry.modelpack import (
     FILE,
     MODEL_CODE,
     MODEL_CONFIG,
@@ -27,8 +25,10 @@ from modelkit.versions.media_types import (
     MODEL_WEIGHT,
     MODEL_WEIGHT_CONFIG,
 )
+from modelkit.versions.digests import hash_parts, part_ranges
+from modelkit.versions.media_types import CHECKPOINT
 
-__all__ = ["PART_BYTES", "Checkpoint", "WeightFile", "WeightLayer", "read_weights", "weigh_folder"]
+__all__ = ["PART_BYTES", "Checkpoint", "WeightFile", "weigh_folder"]
 
 PART_BYTES = 512 * 1024 * 1024
 
@@ -193,59 +193,3 @@ def _ending(path: str) -> str:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class WeightLayer:
-    """A layer of a weights artifact, and where its bytes belong: `offset` bytes into the file `path`."""
-
-    descriptor: Descriptor
-    path: str
-    offset: int
-    file_size_bytes: int
-    file_sha256: str
-
-
-def read_weights(manifest: Manifest) -> list[WeightLayer]:
-    """Return the layers of a weights artifact. Raises RegistryError for a path that leads out of the checkpoint's folder."""
-    layers = manifest.blobs[1:] if "config" in manifest.document else manifest.blobs
-    return [_read_layer(descriptor) for descriptor in layers]
-
-
-def _read_layer(descriptor: Descriptor) -> WeightLayer:
-    try:
-        said: dict[str, Any] = json.loads(descriptor.annotations.get(FILE) or "{}")
-        path = str(said.get("path") or descriptor.annotations[MODEL_FILEPATH])
-        size, offset = int(said.get("size", descriptor.size_bytes)), int(said.get("offset", 0))
-        sha256 = str(said.get("sha256") or descriptor.digest.partition(":")[2])
-    except (KeyError, ValueError, AttributeError) as error:
-        raise RegistryError(
-            f"the layer {descriptor.digest} of the weights does not say which file it is",
-            cure="upload it again",
-        ) from error
-    _check_path(path)
-    return WeightLayer(descriptor, path, offset, size, sha256)
-
-
-def _check_path(path: str) -> None:
-    parts = path.split("/")
-    if "\\" in path or not path.isprintable() or any(part in {"", ".", ".."} for part in parts):
-        raise RegistryError(
-            f"the weights hold a file called {path!r}, which would be written outside of their folder",
-            cure="do not use this version: such a name is no accident",
-        )
-
-
-def check_complete(layers: Sequence[WeightLayer]) -> None:
-    """Raise RegistryError where the parts of a file do not make up the whole."""
-    files: dict[str, list[WeightLayer]] = {}
-    for layer in layers:
-        files.setdefault(layer.path, []).append(layer)
-    for path, parts in files.items():
-        end = 0
-        for part in sorted(parts, key=lambda each: each.offset):
-            if part.offset != end:
-                break
-            end += part.descriptor.size_bytes
-        if end != parts[0].file_size_bytes:
-            raise RegistryError(f"the version lacks a part of {path}", cure="upload it again")

@@ -139,6 +139,14 @@ def test_a_bundle_unpacks_to_the_same_package(folder, tmp_path):
     assert collect(tmp_path / "again").digest == package.digest
 
 
+def test_files_that_fill_their_blocks_and_empty_ones(folder, tmp_path):
+    (folder / "full.txt").write_bytes(b"x" * 1024)
+    (folder / "empty.txt").write_bytes(b"")
+    package = collect(folder)
+    unpack(bundle(package)(), tmp_path / "again")
+    assert collect(tmp_path / "again").digest == package.digest
+
+
 def evil(name, kind=tarfile.REGTYPE, link=""):
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

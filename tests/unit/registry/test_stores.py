@@ -70,7 +70,15 @@ def test_a_blob_comes_back_as_it_went(store, size_bytes):
     store.write_blob(blob, Bytes(data))
     assert store.has_blob(blob)
     assert b"".join(store.read_blob(blob)) == data
+    assert b"".join(store.read_blob(blob, size_bytes // 3)) == data[size_bytes // 3 :]
     store.write_blob(blob, Bytes(data))  # again is no error
+
+
+def test_a_piece_may_be_empty(store):
+    pieces = [b"", b"one", b"", b"", b"two", b""]
+    blob = describe(Bytes(b"onetwo"), OCTETS)
+    store.write_blob(blob, lambda: iter(pieces))
+    assert b"".join(store.read_blob(blob)) == b"onetwo"
 
 
 def test_content_that_is_not_what_was_announced_is_refused(store):

@@ -1,30 +1,30 @@
 """Versions: numbered once, unchanged where nothing changed, the same folder when they come back."""
 
+import hashlib
 import json
 import os
 import subprocess
 
 import pytest
 
-from greeter import MODEL, WEIGHTS, send
+from greeter import MODEL, WEIGHTS, send, with_weights
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
 from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
-from modelkit.versions import weights as weights_module
-from modelkit.versions.catalog import list_entries
-from modelkit.versions.diff import diff
-from modelkit.versions.folder import read_folder
-from modelkit.versions.media_types import (
+from modelkit.registry.modelpack import (
     MODEL_CONFIG,
     MODEL_DOC,
     MODEL_MANIFEST,
     MODEL_WEIGHT,
     MODEL_WEIGHT_CONFIG,
 )
+from modelkit.versions import weights as weights_module
+from modelkit.versions.catalog import list_entries
+from modelkit.versions.diff import diff
 from modelkit.versions.pull import pull
-from modelkit.versions.upload import BreakingChangeError, version_numbers
+from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
 from modelkit.versions.version import ImagePart, compose, read_version
 
@@ -138,7 +138,7 @@ def test_a_large_file_that_is_not_the_pinned_one_is_noticed(folder, tmp_path, sm
     files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
     (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
     with pytest.raises(UsageError, match="is not the file that was pinned"):
-        compose(read_folder(folder).content)
+        compose(with_weights(folder).content)
 
 
 def test_a_small_file_that_is_not_the_pinned_one_is_refused_where_it_arrives(folder, store):
@@ -182,7 +182,7 @@ def image_in(store):
 
 def test_whoever_knows_images_finds_the_image_in_a_version(folder, tmp_path):
     layout, target = (Layout(LayoutReference(tmp_path / name)) for name in ("built", "versions"))
-    content = read_folder(folder, image=image_in(layout)).content
+    content = with_weights(folder, image=image_in(layout)).content
     draft, index = compose(content)
     copy(draft, target, index.digest, tags=["v1"])
     for command in (
@@ -249,17 +249,41 @@ def test_a_pull_that_was_cut_goes_on(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("size_bytes", [300_000, 10_000_000])
+def test_a_manifest_that_lies_about_a_whole_file_is_found_out(folder, tmp_path, monkeypatch, size_bytes):
+    """Of parts that have their digests a lie could be put together; whoever trusts the file's own hash must not."""
+    monkeypatch.setattr(weights_module, "PART_BYTES", size_bytes)
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    honest = with_weights(folder).content
+    draft, index = compose(honest)
+    lying = {each.digest: each for each in index.children}
+    weights = draft.get_manifest(
+        next(d for d, each in lying.items() if each.annotations["io.modelkit.part"] == "weights")
+    )
+    sha256 = hashlib.sha256(WEIGHTS["model.safetensors"]).hexdigest()
+    document = json.loads(
+        weights.content.replace(f'\\"sha256\\": \\"{sha256}'.encode(), b'\\"sha256\\": \\"' + b"0" * 64)
+    )
+    forged = draft.add_manifest(document)
+    assert forged.digest != weights.digest
+    text = index.content.decode().replace(weights.digest, forged.digest)
+    text = text.replace(f'"size":{len(weights.content)}', f'"size":{len(forged.content)}')
+    copy(draft, layout, draft.add_manifest(json.loads(text)).digest, tags=["v1"])
+    with pytest.raises(RegistryError, match=r"model\.safetensors is not what the version says"):
+        pull(read_version(layout, "v1"), tmp_path / "pulled")
+
+
 @pytest.mark.parametrize("path", ["../outside", "/etc/x", "a/../../b", "a\\b", "a\nb", ""])
 def test_weights_that_would_be_written_elsewhere_are_refused(path, tmp_path):
     from modelkit.registry.base import Descriptor, Manifest, sha256_digest
-    from modelkit.versions.media_types import FILE
+    from modelkit.registry.modelpack import FILE, read_weights
 
     layer = Descriptor(
         MODEL_WEIGHT, sha256_digest(b""), 0, {FILE: json.dumps({"path": path or "/", "size": 0})}
     )
     manifest = Manifest.build({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [layer.to_json()]})
     with pytest.raises(RegistryError, match="written outside"):
-        weights_module.read_weights(manifest)
+        read_weights(manifest)
 
 
 def test_verify_finds_what_is_damaged(folder, tmp_path):
@@ -297,9 +321,54 @@ def test_two_uploads_at_once_get_two_numbers(folder, tmp_path):
     with open_store(reference) as store:
         for text in ("# one\n", "# two\n"):
             (folder / "model.py").write_text(MODEL + text)
-            draft, index = compose(read_folder(folder).content)
+            draft, index = compose(with_weights(folder).content)
             copy(draft, store, index.digest)
             indexes.append(index)
         assert store.claim_tag(indexes[0], "v1")
         assert not store.claim_tag(indexes[1], "v1")
         assert send(folder, store).tag == "v2"
+
+
+class Heard:
+    """A TransferProgress that notes how much there is to do."""
+
+    def __init__(self):
+        self.total_bytes = 0
+
+    def begin(self, num_files, total_bytes):
+        self.total_bytes += total_bytes
+
+    def started(self, name, size_bytes, done_bytes=0): ...
+    def advanced(self, name, num_bytes): ...
+    def finished(self, name): ...
+
+
+def test_a_checkpoint_is_hashed_once(folder, small_parts):
+    def hashed():
+        heard = Heard()
+        compose(with_weights(folder, heard).content, heard)
+        return heard.total_bytes
+
+    size = sum(len(data) for data in WEIGHTS.values())
+    large = len(WEIGHTS["model.safetensors"])
+    assert hashed() == size + large  # its parts, for the registry; the whole is known by then
+    assert hashed() == 0
+    (folder / "checkpoint/model.safetensors").write_bytes(WEIGHTS["model.safetensors"][::-1])
+    assert hashed() == 2 * large
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_hashed(
+    folder, private_registry, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with (
+        open_store(private_registry.reference("test/greeter")) as store,
+        pytest.raises(RegistryError, match="who you are"),
+    ):
+        check_upload(store, {"methods": {}})
+    (tmp_path / "file").write_text("")
+    with (
+        open_store(LayoutReference(tmp_path / "file/x")) as store,
+        pytest.raises(RegistryError, match="cannot write"),
+    ):
+        check_upload(store, {"methods": {}})

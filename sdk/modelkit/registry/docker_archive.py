@@ -1,0 +1,103 @@
+"""An image out of docker or podman: what `docker save` writes, as a draft whose layers are read where they lie in the file.
+
+Source: https://github.com/moby/docker-image-spec, https://docs.docker.com/reference/cli/docker/image/save/
+"""
+
+import json
+import posixpath
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modelkit.errors import RegistryError
+from modelkit.registry.base import MANIFEST, Descriptor, Manifest
+from modelkit.registry.content import FilePart, describe
+from modelkit.registry.draft import Draft
+
+__all__ = ["read_archive", "saved_image"]
+
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_COMPRESSED = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}
+_TOOLS = ("docker", "podman")
+
+
+@contextmanager
+def saved_image(name: str) -> Iterator[tuple[Draft, Manifest]]:
+    """Yield an image that docker or podman has on this machine; its copy on the disk is gone after the block.
+
+    Raises RegistryError where neither has it.
+    """
+    tool = next((tool for tool in _TOOLS if shutil.which(tool)), None)
+    if tool is None:
+        raise RegistryError(
+            f"there is neither docker nor podman to take the image {name} from",
+            cure="name one in a registry, or in a folder: oci:FOLDER:TAG",
+        )
+    with tempfile.TemporaryDirectory(prefix="modelkit-image-") as folder:
+        archive = Path(folder) / "image.tar"
+        done = subprocess.run(  # noqa: S603
+            [tool, "save", "--output", str(archive), name], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = done.stderr.strip().splitlines()[-1:] or ["it did not say why"]
+            raise RegistryError(
+                f"{tool} does not give the image {name}: {said[0]}",
+                cure=f"see `{tool} image ls`; `modelkit build` makes one",
+            )
+        yield read_archive(archive)
+
+
+def read_archive(path: Path) -> tuple[Draft, Manifest]:
+    """Return the image of an archive; the file has to stay until the draft has been sent. Raises RegistryError."""
+    try:
+        with tarfile.open(path) as tar:
+            (listed, *others) = json.loads(_read(tar, "manifest.json"))
+            if others:
+                raise RegistryError(f"{path} holds {1 + len(others)} images", cure="save one of them alone")
+            config = _read(tar, listed["Config"])
+            layers = [_find(tar, name) for name in listed["Layers"]]
+    except (OSError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
+        raise RegistryError(
+            f"{path} is not what `docker save` writes: {error}", cure="save the image again"
+        ) from error
+    draft = Draft()
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": draft.add_bytes(config, _CONFIG).to_json(),
+        "layers": [
+            _add_layer(draft, path, layer, diff_id).to_json()
+            for layer, diff_id in zip(layers, json.loads(config)["rootfs"]["diff_ids"], strict=True)
+        ],
+    }
+    return draft, draft.add_manifest(document)
+
+
+def _find(tar: tarfile.TarFile, name: str) -> tarfile.TarInfo:
+    """Return a member. An old docker links a layer to another one that has the same content."""
+    member = tar.getmember(name)
+    if member.issym():
+        return tar.getmember(posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname)))
+    return member
+
+
+def _read(tar: tarfile.TarFile, name: str) -> Any:
+    file = tar.extractfile(_find(tar, name))
+    if file is None:
+        raise KeyError(name)
+    return file.read()
+
+
+def _add_layer(draft: Draft, path: Path, member: tarfile.TarInfo, diff_id: str) -> Descriptor:
+    part = FilePart(path, member.size, member.offset_data)
+    compression = _COMPRESSED.get(next(iter(part()), b"")[:2], "")
+    described = describe(part, _LAYER + compression)
+    if not compression and described.digest != diff_id:
+        raise RegistryError(f"a layer in {path} is damaged", cure="save the image again")
+    return draft.add(described, part)
