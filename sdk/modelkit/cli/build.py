@@ -1,5 +1,6 @@
 """`modelkit build`: the image of a model folder, and what is in it."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,10 +65,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
     """Build the image of a model."""
-    from modelkit.image.compose import write_compose
-
     config, model_dir = _load(path, environment, overrides or [])
-    options = [*(["--env", environment] if environment else [])]
+    environment = environment or os.environ.get("MODELKIT_ENV")
+    options = ["--env", environment] if environment else []
     options += [part for override in overrides or () for part in ("--set", override)]
     from modelkit.image import plan_image
 
@@ -77,6 +77,10 @@ def command(
     if dry_run:
         _show_plan(plan, compose=compose, as_json=as_json)
         return
+    if compose:
+        from modelkit.image.compose import refuse_foreign_compose, write_compose
+
+        refuse_foreign_compose(plan)  # before a build that takes minutes
     started = time.perf_counter()
     built = build_image(plan, name, push=push)
     _show_built(built, time.perf_counter() - started, as_json=as_json)
@@ -98,11 +102,11 @@ def build_image(plan: "ImagePlan", builder: "BuilderName" = "auto", *, push: boo
 def build_with(builder: "Builder", plan: "ImagePlan", *, push: bool = False) -> "BuiltImage":
     """Fetch the weights that go in, and build; shows the stages meanwhile."""
     if plan.dockerfile is not None:
-        console.info(f"{plan.dockerfile} is used as it is, with the model folder as its context")
+        context = ", with the model folder as its context" if plan.is_foreign else ""
+        console.info(f"{plan.dockerfile} is used as it is{context}")
     for note in plan.notes:
         console.info(note)
-    is_ours = plan.dockerfile is None
-    weights = fetch_weights(plan) if plan.weights == "inside" and is_ours else {}
+    weights = fetch_weights(plan) if plan.weights == "inside" and not plan.is_foreign else {}
     with console.status(f"building {plan.tag}") as show, console.transfer(f"sent {plan.tag}") as transfer:
         return builder.build(plan, weights, _progress(plan.tag, show, transfer), push=push)
 

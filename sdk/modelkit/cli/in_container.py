@@ -23,6 +23,7 @@ __all__ = ["Publishing", "serve_in_container"]
 _POLL_S = 0.1
 _STOP_SLACK_S = 5.0
 _PREFIX = "│ "
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXIT_INTERRUPTED = 130
 
 
@@ -54,6 +55,11 @@ def serve_in_container(
     from modelkit.image import plan_image
     from modelkit.image.container import Container, docker_builder
 
+    if where.host not in LOOPBACK and api_key_env is None:
+        console.warning(
+            f"anyone who reaches {where.host} can call the model",
+            cure="ask for a key with --api-key-env NAME",
+        )
     started = time.perf_counter()
     builder = docker_builder()
     plan = plan_image(config, model_dir.resolve(), serve_options=config_options, mount_local_weights=True)
@@ -75,7 +81,7 @@ def _options(
     from modelkit.image.plan import local_weights_override
 
     arguments, mounts, environment = list(server_options), [], {}
-    if plan.dockerfile is not None:
+    if plan.is_foreign:
         arguments = []  # nobody knows what its entrypoint takes
     elif plan.weights == "mounted":
         mounts = [mount_of(name, folder) for name, folder in fetch_weights(plan).items()]

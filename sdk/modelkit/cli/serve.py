@@ -120,13 +120,16 @@ def command(
     if in_container:
         from modelkit.cli.in_container import Publishing, serve_in_container
 
+        _warn_of_missing_secrets(config)
         if tls_cert or tls_key or tls_client_ca:
             raise UsageError("--in-container serves without TLS", cure="leave --tls-* out")
         return serve_in_container(
             config,
             path,
             Publishing(host=host, port=port, http_port=_http_port(http_port, port) if http else None),
-            config_options=_as_options(env=[environment], set=overrides, engine=[engine]),
+            config_options=_as_options(
+                env=[environment or os.environ.get("MODELKIT_ENV")], set=overrides, engine=[engine]
+            ),
             server_options=_as_options(
                 cors_origin=cors_origins, api_key_env=[api_key_env], log_format=[log_format]
             ),

@@ -11,7 +11,7 @@ from typing import Any
 from modelkit.errors import UsageError
 from modelkit.image.plan import CACHE_DIR, GRPC_PORT, HTTP_PORT, ImagePlan
 
-__all__ = ["COMPOSE_NAME", "render_compose", "write_compose"]
+__all__ = ["COMPOSE_NAME", "refuse_foreign_compose", "render_compose", "write_compose"]
 
 COMPOSE_NAME = "compose.yaml"
 
@@ -29,8 +29,8 @@ def render_compose(plan: ImagePlan) -> str:
     return f"# modelkit: sha256={_digest(text)}\n{text}"
 
 
-def write_compose(plan: ImagePlan) -> Path:
-    """Write compose.yaml into the model folder. Raises UsageError where one is there that somebody has written."""
+def refuse_foreign_compose(plan: ImagePlan) -> None:
+    """Raise UsageError where the model folder has a compose file that somebody has written."""
     path = plan.model_dir / COMPOSE_NAME
     for other in (path, path.with_suffix(".yml")):
         if other.exists() and not _is_ours(other):
@@ -38,6 +38,12 @@ def write_compose(plan: ImagePlan) -> Path:
                 f"{other} is not as modelkit has written it, and stays as it is",
                 cure=f"move it away, or compare: modelkit build {plan.model_dir} --compose --dry-run",
             )
+
+
+def write_compose(plan: ImagePlan) -> Path:
+    """Write compose.yaml into the model folder. Raises UsageError where one is there that somebody has written."""
+    refuse_foreign_compose(plan)
+    path = plan.model_dir / COMPOSE_NAME
     path.write_text(render_compose(plan), encoding="utf-8")
     return path
 

@@ -12,6 +12,7 @@ from modelkit.image.plan import (
     GRPC_PORT,
     HOME_DIR,
     HTTP_PORT,
+    RENDERED_MARK,
     USER_ID,
     VENV_DIR,
     WEIGHTS_DIR,
@@ -51,6 +52,7 @@ def render(plan: ImagePlan, sdk_requirement: str) -> str:
 
 def _values(plan: ImagePlan, sdk_requirement: str) -> dict[str, object]:
     return {
+        "mark": RENDERED_MARK,
         "base_image": plan.base_image,
         "system_packages": sorted(plan.config.build.system_packages),
         "engine_python": plan.engine_python,

@@ -76,7 +76,8 @@ class Entry:
             yield from FilePart(self.source, size)()
         elif self.source:
             yield self.source
-        yield b"\0" * (-size % _BLOCK)
+        if size % _BLOCK:
+            yield b"\0" * (-size % _BLOCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ __all__ = [
     "GRPC_PORT",
     "HOME_DIR",
     "HTTP_PORT",
+    "RENDERED_MARK",
     "USER_ID",
     "VENV_DIR",
     "WEIGHTS_DIR",
@@ -51,6 +52,9 @@ HTTP_PORT = 8000
 
 _TORCH_FAMILY = ("torch", "torchvision", "torchaudio", "transformers", "sentence-transformers", "accelerate")
 
+# The first line of a rendered Dockerfile: one that begins so, whoever has changed it, gets the context it was made for.
+RENDERED_MARK = "# modelkit: COPY finds app/, weights/ and dependencies/"
+
 # Files of a model folder that are about the image and not in it.
 _NOT_CODE = frozenset({"Dockerfile", "compose.yaml", "compose.yml", ".dockerignore", ".modelkitignore"})
 
@@ -68,7 +72,7 @@ class ImagePlan:
     """Everything that decides what an image is, but for the bytes of its files.
 
     `checkpoints` are the names of the weights, "default" and those of further ones. `engine_python` is the base image's interpreter that has the engine, None where modelkit needs none of it. A
-    `dockerfile` of the author's own decides alone; nothing else of the plan then counts but tag and platform.
+    `dockerfile` of the author's own decides what it makes of them.
     """
 
     config: Config
@@ -85,6 +89,13 @@ class ImagePlan:
     serve_options: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[Problem, ...] = ()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the author's Dockerfile was written by hand: the model folder is its context, its entrypoint unknown."""
+        if self.dockerfile is None:
+            return False
+        return not self.dockerfile.read_text(encoding="utf-8", errors="replace").startswith(RENDERED_MARK)
 
     @property
     def engine(self) -> str:

@@ -19,6 +19,7 @@ from modelkit.image.builders.base import Progress
 from modelkit.image.builders.causes import pip_failure
 from modelkit.image.plan import ImagePlan, sdk_requirement
 from modelkit.image.requirements import REQUIREMENTS
+from modelkit.image.secrets import build_secrets
 
 __all__ = ["install_site_packages"]
 
@@ -103,6 +104,7 @@ def _distributions(target: Path) -> list[str]:
 def _run(plan: ImagePlan, command: list[str], folder: Path, platform: str, progress: Progress) -> None:
     """Run an installer to its end. Raises BuildError where it fails."""
     lines: list[str] = []
+    secrets = build_secrets()
     with subprocess.Popen(  # noqa: S603 - made here
         command,
         cwd=folder,
@@ -115,8 +117,8 @@ def _run(plan: ImagePlan, command: list[str], folder: Path, platform: str, progr
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                lines.append(line.rstrip())
-                progress.on_output(line.rstrip())
+                lines.append(secrets.hide(line.rstrip()))
+                progress.on_output(lines[-1])
         except BaseException:
             process.kill()
             raise

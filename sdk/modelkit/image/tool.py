@@ -1,4 +1,4 @@
-"""Runs docker, podman or buildah: the client that builds, pushes and runs, and the cure for what it cannot do."""
+"""Runs docker or podman: the client that builds, pushes and runs, and the cure for what it cannot do."""
 
 import functools
 import os
@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelkit.engines import process as engine_process
+from modelkit.engines import catalog
 from modelkit.errors import BuildError
 
-__all__ = ["TOOLS", "Tool", "find_tool", "tool_problem"]
+__all__ = ["Tool", "find_tool", "tool_problem"]
 
-TOOLS = ("docker", "podman", "buildah")
-
-_GUARD = Path(engine_process.__file__).with_name("_guard.py")
+_GUARD = Path(catalog.__file__).with_name("_guard.py")
 _ASK_TIMEOUT_S = 30.0
 # The first client without BuildKit of its own: it needs the plugin buildx.
 _BUILDX_VERSION = 23

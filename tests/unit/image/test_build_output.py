@@ -7,6 +7,7 @@ import pytest
 from modelkit.config import Config
 from modelkit.image import Progress
 from modelkit.image.builders.causes import build_failure
+from modelkit.image.builders.docker import read_history
 from modelkit.image.builders.plain_output import BuildOutput
 from modelkit.image.plan import plan_image
 
@@ -91,3 +92,37 @@ def test_requirements_that_exclude_each_other_are_all_named(plan):
     error = build_failure(plan, "RUN x", [line])
     assert ":1: rich" in error.message
     assert ":2: numpy==9" in error.message
+
+
+HISTORIES = {
+    "docker": """\
+0\tENTRYPOINT ["/opt/modelkit/bin/modelkit"]
+0\tWORKDIR /app
+2468\tCOPY app /app/ # buildkit
+5000000000\tCOPY weights /weights/ # buildkit
+116643232\tRUN /bin/sh -c cd /tmp && /opt/modelkit/bin/python -m pip install modelkit # buildkit
+21623744\tRUN /bin/sh -c python3 -m venv /opt/modelkit # buildkit
+10\tRUN /bin/sh -c apt-get update && apt-get install -y ffmpeg # buildkit
+216830180\t
+""",
+    "podman": """\
+0 B\t/bin/sh -c #(nop) WORKDIR /app
+2.468 kB\t/bin/sh -c #(nop) COPY dir:9bd966 in /app/
+5 GB\t/bin/sh -c #(nop) COPY dir:77aa in /weights/
+117 MB\t/bin/sh -c --mount=type=bind cd /tmp && /opt/modelkit/bin/python -m pip install modelkit
+21.6 MB\t/bin/sh -c python3 -m venv /opt/modelkit
+10 B\t/bin/sh -c apt-get update && apt-get install -y ffmpeg
+216.8 MB\t/bin/sh -c #(nop) ADD file:1814 in /
+""",
+}
+
+
+@pytest.mark.parametrize("tool", HISTORIES)
+def test_a_history_becomes_layers(tool):
+    layers = read_history(HISTORIES[tool])
+    assert [layer.name for layer in layers] == [
+        *("base", "system packages", "environment", "dependencies", "weights", "code")
+    ]
+    assert layers[0].size_bytes == pytest.approx(216_830_180, rel=1e-3)
+    assert layers[-1].size_bytes == 2468
+    assert layers[-2].size_bytes == 5_000_000_000

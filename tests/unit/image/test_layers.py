@@ -5,6 +5,8 @@ import io
 import os
 import tarfile
 
+import pytest
+
 from modelkit.image.context import stage
 from modelkit.image.layers import Entry, group_by_size, raw_layer, write_layer
 from modelkit.image.requirements import ImageFile
@@ -50,6 +52,16 @@ def test_weights_are_read_once_and_can_be_opened_again(tmp_path, monkeypatch):
     (tmp_path / "w.bin").write_bytes(b"v" * 3000)
     os.utime(tmp_path / "w.bin", (1, 1))
     assert raw_layer("weights", "weights", files).descriptor != first.descriptor
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 1024])
+def test_no_piece_is_empty_which_would_end_a_stream(tmp_path, size, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "w.bin").write_bytes(b"w" * size)
+    layer = raw_layer("weights", "weights", [ImageFile("w.bin", tmp_path / "w.bin")])
+    pieces = list(layer.content())
+    assert all(pieces)
+    assert sum(map(len, pieces)) == layer.descriptor.size_bytes
 
 
 def test_large_files_get_a_layer_of_their_own(tmp_path):

@@ -41,6 +41,11 @@ _CAUSES = (
         "check the network; or name an image that is here, or in a registry of yours, with build.image",
     ),
     _cause(
+        r"exec format error",
+        "this machine cannot run the steps of an image for another platform",
+        "let it emulate one (apt install qemu-user-static binfmt-support), or use `--builder oci`, which runs no steps",
+    ),
+    _cause(
         r"externally-managed|No module named (?:venv|ensurepip)|ensurepip is not available|python3: (?:command )?not found",
         "the base image {base} has no Python that can make a virtual environment",
         "name one that has Python 3.11 or newer with venv and ensurepip (build.image), such as python:3.12-slim",

@@ -5,6 +5,7 @@ The client and not the Engine's API: it sends only those files of the context th
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,22 +26,22 @@ from modelkit.image.sdk_wheel import sdk_wheel
 from modelkit.image.secrets import BuildSecrets, build_secrets
 from modelkit.image.tool import Tool, find_tool, tool_problem
 
-__all__ = ["DockerBuilder"]
+__all__ = ["DockerBuilder", "read_history"]
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOVED = ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")
 
-# What a line of the history made, by what stands in it.
+# What a line of the history made: BuildKit keeps the instruction, podman writes "COPY dir:1814b... in /app/".
 _LAYERS = (
-    ("COPY app ", "code"),
-    (f"COPY dir:in:{APP_DIR}", "code"),
-    ("COPY weights ", "weights"),
-    (f"COPY dir:in:{WEIGHTS_DIR}", "weights"),
-    ("-m pip install", "dependencies"),
-    ("apt-get install", "system packages"),
-    ("-m venv", "environment"),
+    (re.compile(rf"COPY (?:app |\S+ in {APP_DIR})"), "code"),
+    (re.compile(rf"COPY (?:weights |\S+ in {WEIGHTS_DIR})"), "weights"),
+    (re.compile(r"-m pip install"), "dependencies"),
+    (re.compile(r"apt-get install"), "system packages"),
+    (re.compile(r"-m venv"), "environment"),
 )
+_SIZE = re.compile(r"(?P<number>[\d.]+) ?(?P<unit>B|kB|MB|GB)?")
+_UNITS = {None: 1, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 class DockerBuilder:
@@ -55,9 +56,6 @@ class DockerBuilder:
         self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress, *, push: bool = False
     ) -> BuiltImage:
         """Build the image into the tool's own store; see Builder."""
-        problem = tool_problem(self.tool)
-        if problem is not None:
-            raise problem
         secrets = build_secrets()
         with _one_at_a_time(plan, progress), tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
             source = self._source(plan, weights, progress)
@@ -83,7 +81,7 @@ class DockerBuilder:
 
     def _source(self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress) -> list[str]:
         """Return the end of the command line: the Dockerfile and the folder that COPY sees."""
-        if plan.dockerfile is not None:
+        if plan.is_foreign:
             return ["--file", str(plan.dockerfile), str(plan.model_dir)]
         progress.on_stage("collecting files")
         wheel = sdk_wheel()
@@ -94,8 +92,11 @@ class DockerBuilder:
             files.append(ImageFile(f"{DEPENDENCIES_DIR}/{wheel.name}", wheel))
         for name, folder in weights.items():
             files += [ImageFile(f"weights/{name}/{file.name}", file.path) for file in folder_files(folder)]
+        own = plan.dockerfile
         texts = {
-            "Dockerfile": render(plan, sdk_requirement(plan, wheel)),
+            "Dockerfile": own.read_text(encoding="utf-8")
+            if own
+            else render(plan, sdk_requirement(plan, wheel)),
             f"{DEPENDENCIES_DIR}/{REQUIREMENTS}": plan.requirements.text,
         }
         stage(context, texts, files)
@@ -105,7 +106,7 @@ class DockerBuilder:
         options = ["--tag", plan.tag]
         if self.tool.is_docker:
             options += ["--progress", "plain"]
-        elif self.tool.name in {"podman", "buildah"}:
+        else:
             # OCI's own format has no health check.
             options += ["--format", "docker", "--layers"]
         if plan.platform is not None:
@@ -134,6 +135,10 @@ class DockerBuilder:
             *arguments, on_line=lambda line: output.feed(secrets.hide(line)), environment=environment
         )
         if code != 0:
+            # Asked now only, for the question takes as long as a part of a build that has nothing to do.
+            problem = tool_problem(self.tool)
+            if problem is not None:
+                raise problem
             raise build_failure(plan, output.failed_step, output.tail)
 
     def _push(self, plan: ImagePlan, progress: Progress) -> str | None:
@@ -161,16 +166,21 @@ class DockerBuilder:
         history = self.tool.ask(
             "history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", image_id
         )
-        layers: list[ImageLayer] = []
-        base_bytes = 0
-        for line in reversed(history.stdout.splitlines()):
-            size, _, made_by = line.partition("\t")
-            name = next((name for mark, name in _LAYERS if mark in made_by), None)
-            if name is not None:
-                layers.append(ImageLayer(name, _bytes(size)))
-            elif not layers:
-                base_bytes += _bytes(size)
-        return (ImageLayer("base", base_bytes), *layers)
+        return read_history(history.stdout)
+
+
+def read_history(text: str) -> tuple[ImageLayer, ...]:
+    """Return the layers of `docker history`, newest first with "SIZE TAB INSTRUCTION" a line, from below."""
+    layers: list[ImageLayer] = []
+    base_bytes = 0
+    for line in reversed(text.splitlines()):
+        size, _, made_by = line.partition("\t")
+        name = next((name for mark, name in _LAYERS if mark.search(made_by)), None)
+        if name is not None:
+            layers.append(ImageLayer(name, _bytes(size)))
+        elif not layers:
+            base_bytes += _bytes(size)
+    return (ImageLayer("base", base_bytes), *layers)
 
 
 def context_dir(plan: ImagePlan) -> Path:
@@ -209,4 +219,6 @@ def _require_tool() -> Tool:
 
 
 def _bytes(size: str) -> int:
-    return int(size) if size.isdigit() else 0
+    """Read a size: docker writes bytes when it is asked to, podman "122 MB" in any case."""
+    match = _SIZE.fullmatch(size.strip())
+    return round(float(match["number"]) * _UNITS[match["unit"]]) if match else 0

@@ -1,4 +1,4 @@
-"""Reads what a build says while it runs: BuildKit's `--progress=plain`, and the lines of podman and buildah.
+"""Reads what a build says while it runs: BuildKit's `--progress=plain`, and the lines of podman.
 
 #7 [4/6] RUN --mount=type=bind,... pip install ...
 #7 0.532 Collecting numpy
