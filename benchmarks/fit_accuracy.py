@@ -282,7 +282,7 @@ def compare(engine: str, architecture: str, checkpoint: Path, options: argparse.
     )
     adapter = create(config, checkpoint, "fit")
     command = [*adapter.command(python, PORT), *adapter.arguments()]
-    env = environment(engine, python, adapter.environment(), options)
+    env = environment(engine, python, {**adapter.environment(), adapter.key_variable: "fit"}, options)
     settings = settings_of(config)
     assert settings is not None
     predicted = predict(checkpoint, settings, options.card)
