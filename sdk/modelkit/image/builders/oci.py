@@ -18,7 +18,7 @@ from modelkit import __version__
 from modelkit.errors import RegistryError, UsageError
 from modelkit.image.base_image import BaseImage, BasePython, read_base
 from modelkit.image.builders.base import BuiltImage, ImageLayer, Progress
-from modelkit.image.cache import cache_dir
+from modelkit.image.cache import cache_dir, forget_unused, mark_used
 from modelkit.image.context import folder_files
 from modelkit.image.layers import Entry, Layer, folder_entries, group_by_size, raw_layer, write_layer
 from modelkit.image.plan import (
@@ -231,6 +231,7 @@ def _kept(folder: Path) -> Layer | None:
         blob = folder / "blob"
         if blob.stat().st_size != descriptor.size_bytes:
             return None
+        mark_used(folder)
     except (OSError, ValueError, KeyError):
         return None
     content = FilePart(blob, descriptor.size_bytes)
@@ -239,6 +240,7 @@ def _kept(folder: Path) -> Layer | None:
 
 def _keep(folder: Path, layer: Layer, blob: Path) -> None:
     """Keep a layer; its note, which makes it count, is written last and in one step."""
+    forget_unused(folder.parent)
     folder.mkdir(exist_ok=True)
     blob.replace(folder / "blob")
     note = {
