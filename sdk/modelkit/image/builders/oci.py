@@ -217,7 +217,15 @@ def _environment(plan: ImagePlan, python: BasePython, site_packages: Path) -> li
 def _key(plan: ImagePlan, wheel: Path | None, python: BasePython, platform: str) -> str:
     """Return a name for everything that the dependencies' layer is made of."""
     digest = hashlib.sha256()
-    facts = [__version__, plan.requirements.text, plan.sdk_extras, plan.wants_cpu_torch, plan.engine_python]
+    # The byte code is this Python's.
+    facts = [
+        __version__,
+        host_platform.python_version(),
+        plan.requirements.text,
+        plan.sdk_extras,
+        plan.wants_cpu_torch,
+        plan.engine_python,
+    ]
     digest.update(repr([*facts, python.path, python.version, platform]).encode())
     for path in [file.path for file in plan.requirements.files] + ([wheel] if wheel else []):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
