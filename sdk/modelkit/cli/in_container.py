@@ -65,13 +65,15 @@ def serve_in_container(
     plan = plan_image(config, model_dir.resolve(), serve_options=config_options, mount_local_weights=True)
     built = build_with(builder, plan)
     console.info(f"running {built.reference} ({built.id.removeprefix('sha256:')[:12]})")
-    options = _options(plan, where, server_options, api_key_env)
+    # By its id: another build may give the tag to another image meanwhile.
+    options = _options(plan, built.id, where, server_options, api_key_env)
     with _Stop() as stop, Container(builder.tool, options, _show_line) as container:
         return _watch(container, plan, options, stop, started, as_json=as_json)
 
 
 def _options(
     plan: "ImagePlan",
+    image: str,
     where: Publishing,
     server_options: Sequence[str],
     api_key_env: str | None,
@@ -90,7 +92,7 @@ def _options(
         environment = {"HF_HUB_OFFLINE": "1"}
     names = [secret.env_var for secret in plan.config.secrets] + ([api_key_env] if api_key_env else [])
     return ContainerOptions(
-        image=plan.tag,
+        image=image,
         name=plan.tag.partition(":")[0].rpartition("/")[2],
         host=where.host,
         port=where.port,

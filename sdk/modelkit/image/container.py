@@ -151,7 +151,7 @@ class Container:
                 f"the container could not be started: {said}", cure="see what docker says above"
             )
         return ServeError(
-            f"the container of {self._options.image} has ended with exit code {code}",
+            f"the container of {self._options.name} has ended with exit code {code}",
             cure="its last lines above say why; `docker run --rm -it --entrypoint sh IMAGE` looks around inside",
         )
 

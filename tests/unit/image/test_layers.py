@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+from modelkit.image.cache import forget_unused, mark_used
 from modelkit.image.context import stage
 from modelkit.image.layers import Entry, group_by_size, raw_layer, write_layer
 from modelkit.image.requirements import ImageFile
@@ -106,3 +107,14 @@ def test_same_size_and_time_but_other_content_gets_another_time(tmp_path):
         stage(context, {}, [ImageFile("f", path)])
         times.append((context / "f").stat().st_mtime_ns)
     assert times[0] != times[1]
+
+
+def test_what_was_of_no_use_for_a_month_is_forgotten(tmp_path):
+    for name in ("old", "used", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "blob").touch()
+    for name in ("old", "used"):
+        os.utime(tmp_path / name, (1, 1))
+    mark_used(tmp_path / "used")
+    forget_unused(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "used"]

@@ -17,9 +17,16 @@ def choose_builder(name: BuilderName, plan: ImagePlan) -> tuple[Builder, str]:
 
     Raises UsageError where the builder that was asked for cannot make this image, BuildError where none can.
     """
+    is_folder = plan.tag.startswith("oci:")
     if name == "docker":
+        if is_folder:
+            raise UsageError(
+                f"{plan.tag} names a folder, which only the builder 'oci' writes", cure="--builder oci"
+            )
         return _docker(), ""
     obstacle = _needs_dockerfile(plan)
+    if name == "auto" and is_folder and not obstacle:
+        return _oci(), "the tag names a folder"
     if name == "oci":
         if obstacle:
             raise UsageError(

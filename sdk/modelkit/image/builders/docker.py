@@ -25,6 +25,7 @@ from modelkit.image.requirements import REQUIREMENTS, ImageFile
 from modelkit.image.sdk_wheel import sdk_wheel
 from modelkit.image.secrets import BuildSecrets, build_secrets
 from modelkit.image.tool import Tool, find_tool, tool_problem
+from modelkit.registry import parse_image
 
 __all__ = ["DockerBuilder", "read_history"]
 
@@ -56,6 +57,7 @@ class DockerBuilder:
         self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress, *, push: bool = False
     ) -> BuiltImage:
         """Build the image into the tool's own store; see Builder."""
+        parse_image(plan.tag)  # which says what is wrong with it, in better words than the tool
         secrets = build_secrets()
         with _one_at_a_time(plan, progress), tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
             source = self._source(plan, weights, progress)

@@ -18,7 +18,7 @@ from modelkit import __version__
 from modelkit.errors import RegistryError, UsageError
 from modelkit.image.base_image import BaseImage, BasePython, read_base
 from modelkit.image.builders.base import BuiltImage, ImageLayer, Progress
-from modelkit.image.cache import cache_dir
+from modelkit.image.cache import cache_dir, forget_unused, mark_used
 from modelkit.image.context import folder_files
 from modelkit.image.layers import Entry, Layer, folder_entries, group_by_size, raw_layer, write_layer
 from modelkit.image.plan import (
@@ -217,7 +217,15 @@ def _environment(plan: ImagePlan, python: BasePython, site_packages: Path) -> li
 def _key(plan: ImagePlan, wheel: Path | None, python: BasePython, platform: str) -> str:
     """Return a name for everything that the dependencies' layer is made of."""
     digest = hashlib.sha256()
-    facts = [__version__, plan.requirements.text, plan.sdk_extras, plan.wants_cpu_torch, plan.engine_python]
+    # The byte code is this Python's.
+    facts = [
+        __version__,
+        host_platform.python_version(),
+        plan.requirements.text,
+        plan.sdk_extras,
+        plan.wants_cpu_torch,
+        plan.engine_python,
+    ]
     digest.update(repr([*facts, python.path, python.version, platform]).encode())
     for path in [file.path for file in plan.requirements.files] + ([wheel] if wheel else []):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -231,6 +239,7 @@ def _kept(folder: Path) -> Layer | None:
         blob = folder / "blob"
         if blob.stat().st_size != descriptor.size_bytes:
             return None
+        mark_used(folder)
     except (OSError, ValueError, KeyError):
         return None
     content = FilePart(blob, descriptor.size_bytes)
@@ -239,6 +248,7 @@ def _kept(folder: Path) -> Layer | None:
 
 def _keep(folder: Path, layer: Layer, blob: Path) -> None:
     """Keep a layer; its note, which makes it count, is written last and in one step."""
+    forget_unused(folder.parent)
     folder.mkdir(exist_ok=True)
     blob.replace(folder / "blob")
     note = {
