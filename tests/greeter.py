@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from modelkit.checkpoints.resolve import Terms, make_lock
 from modelkit.progress import NO_PROGRESS
-from modelkit.versions.folder import add_weights, read_folder
+from modelkit.versions.folder import add_image, add_weights, read_folder
 from modelkit.versions.upload import check_upload, upload
 from modelkit.versions.version import compose
 
@@ -45,9 +46,11 @@ def write_greeter(folder: Path) -> Path:
     return folder
 
 
-def with_weights(folder, progress=NO_PROGRESS, **options):
+def with_weights(folder, progress=NO_PROGRESS, image=None):
     """Read a folder with its checkpoint, which lies in it."""
-    return add_weights(read_folder(folder, **options), {"default": folder / "checkpoint"}, progress)
+    read = add_image(read_folder(folder), image)
+    lock = make_lock(read.config, folder, Terms(progress=progress, offline=True))
+    return add_weights(read, lock, {"default": folder / "checkpoint"})
 
 
 def send(folder, store, *, tag=None, allow_breaking=False):

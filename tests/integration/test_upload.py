@@ -1,10 +1,13 @@
 """`modelkit upload` and its sisters as a person runs them: what is printed, attached, signed, and never sent."""
 
 import base64
+import io
 import json
+import platform
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import uuid
 
@@ -13,7 +16,8 @@ import pytest
 from greeter import MODEL, WEIGHTS, write_greeter
 from modelkit import Client
 from modelkit.cli.app import main
-from modelkit.registry import LayoutReference
+from modelkit.registry import Draft, LayoutReference, copy
+from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
 from modelkit.versions.attachments import attached
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
@@ -35,7 +39,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(capsys):
     def run(*arguments, code=0):
-        assert main([str(argument) for argument in arguments]) == code, capsys.readouterr().err
+        arguments = [str(argument) for argument in arguments]
+        if "upload" in arguments and "--builder" not in arguments:
+            arguments.append("--no-image")  # a build takes a while, and has tests of its own
+        assert main(arguments) == code, capsys.readouterr().err
         return capsys.readouterr()
 
     return run
@@ -163,6 +170,59 @@ def test_a_target_that_will_not_do_is_said_before_any_work(folder, run, target, 
     assert message in run("upload", folder, "--to", target, code=2).err
 
 
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def write_base(folder):
+    """Write a base image, as a layout, that has as much of a Python as a builder looks for."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("usr/bin/python3.11"))
+        link = tarfile.TarInfo("usr/bin/python3")
+        link.type, link.linkname = tarfile.SYMTYPE, "python3.11"
+        tar.addfile(link)
+    draft = Draft()
+    layer = draft.add_bytes(buffer.getvalue(), "application/vnd.oci.image.layer.v1.tar")
+    image = {"architecture": platform_of_this_machine(), "os": "linux", "config": {"Env": ["PATH=/usr/bin"]}}
+    image["rootfs"] = {"type": "layers", "diff_ids": [layer.digest]}
+    config = draft.add_bytes(json.dumps(image).encode(), "application/vnd.oci.image.config.v1+json")
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config.to_json(),
+        "layers": [layer.to_json()],
+    }
+    copy(draft, Layout(LayoutReference(folder)), draft.add_manifest(document).digest, tags=["v1"])
+
+
+def platform_of_this_machine():
+    return {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+
+def test_an_upload_builds_the_image_that_goes_along(folder, run, tmp_path):
+    write_base(tmp_path / "base")
+    (folder / "requirements.txt").write_text("")
+    build = f"build: {{image: 'oci:{tmp_path}/base:v1', python_version: '3.11'}}\n"
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + build)
+    first = run("upload", folder, "--builder", "oci")
+    assert "image" in first.err
+    second = run("upload", folder, "--builder", "oci")
+    assert (second.out, "is unchanged; nothing had to be sent" in second.err) == (first.out, True)
+    listed = json.loads(run("versions", "greeter", "--json").out)
+    assert listed[0]["platforms"] == [f"linux/{platform_of_this_machine()}"]
+    command = ["skopeo", "inspect", f"oci:{tmp_path}/versions/greeter:v1"]
+    seen = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert seen["Labels"]["org.opencontainers.image.title"] == "greeter"
+
+
+def test_an_image_that_cannot_be_built_says_how_to_do_without(folder, run):
+    (folder / "config.yaml").write_text(
+        (folder / "config.yaml").read_text() + "build: {image: 'oci:/nowhere:v1'}\n"
+    )
+    refused = run("upload", folder, "--builder", "oci", code=1)
+    assert "--no-image" in refused.err
+
+
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 
@@ -179,7 +239,7 @@ def plant_secrets(folder, monkeypatch):
         ["add", "config.yaml", "model.py", "requirements.txt"],
         ["-c", "user.name=ada", "-c", "user.email=ada@example.com", "commit", "-q", "-m", "x"],
     ]
-    (folder / ".gitignore").write_text("checkpoint\n.env\n.gitignore\n__pycache__\n")
+    (folder / ".gitignore").write_text("checkpoint\n.env\n.gitignore\n__pycache__\nmodelkit.lock\n")
     for command in commands:
         subprocess.run(["git", "-C", str(folder), *command], check=True, capture_output=True)
 
@@ -221,7 +281,7 @@ def test_a_secret_in_the_code_stops_the_upload(folder, run, tmp_path, monkeypatc
 @pytest.mark.parametrize("verb", ["upload", "pull"])
 def test_ctrl_c_ends_at_once_and_without_a_word(folder, run, proxy, tmp_path, verb):
     name = f"{proxy.host}/team/{uuid.uuid4().hex[:8]}"
-    arguments = ["upload", str(folder), "--to", name]
+    arguments = ["upload", "--no-image", str(folder), "--to", name]
     if verb == "pull":
         run(*arguments)
         arguments = ["pull", name, "--to", str(tmp_path / "pulled")]

@@ -62,7 +62,7 @@ def assert_whole(store):
 
 
 def start_upload(folder, target):
-    command = [sys.executable, "-m", "modelkit", "-q", "upload", str(folder), "--to", target]
+    command = [sys.executable, "-m", "modelkit", "-q", "upload", "--no-image", str(folder), "--to", target]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -7,7 +7,6 @@ the next start, here or elsewhere, has the same files. Weights that are in place
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TypeVar
 
 from modelkit.checkpoints import open_source
 from modelkit.checkpoints.base import BrokenTransferError, CheckpointSource, Listing, SourceFile
-from modelkit.checkpoints.cache import Cache, hash_file
+from modelkit.checkpoints.cache import Cache
+from modelkit.checkpoints.digests import hash_parts
 from modelkit.checkpoints.fetch import fetch
 from modelkit.checkpoints.local import LocalSource
 from modelkit.checkpoints.lock import (
@@ -272,23 +272,16 @@ def _hash_local(config: CheckpointSourceConfig, model_dir: Path, terms: Terms) -
     source = LocalSource(config, model_dir)
     listing, chosen = _list(source, config, terms)
     folder = source.folder
-    sha256s = _hash_all({file: folder / file.path for file in chosen}, terms)
+    wanted = [(folder / file.path, file.size_bytes, [(0, file.size_bytes)]) for file in chosen]
+    sha256s = [sha256 for (sha256,) in hash_parts(wanted, terms.progress)]
     by_path = {file.path: sha256 for file, sha256 in zip(chosen, sha256s, strict=True)}
     return _lock_files(config, listing, chosen, by_path)
 
 
 def _hash_all(places: Mapping[_AnyFile, Path], terms: Terms) -> list[str]:
-    """Return the sha256 of each file, in order."""
-    terms.progress.begin(len(places), sum(file.size_bytes for file in places))
-
-    def hash_one(file: _AnyFile) -> str:
-        terms.progress.started(file.path, file.size_bytes)
-        sha256 = hash_file(places[file], lambda num: terms.progress.advanced(file.path, num))
-        terms.progress.finished(file.path)
-        return sha256
-
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(hash_one, places))
+    """Return the sha256 of each file, in order; read anew, whatever is remembered."""
+    wanted = [(path, file.size_bytes, [(0, file.size_bytes)]) for file, path in places.items()]
+    return [sha256 for (sha256,) in hash_parts(wanted, terms.progress, anew=True)]
 
 
 def _scan(config: CheckpointSourceConfig, places: Mapping[str, Path], terms: Terms) -> None:

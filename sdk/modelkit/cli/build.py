@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +14,14 @@ from modelkit.errors import UsageError
 from modelkit.progress import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from modelkit.config import Config
     from modelkit.image import Builder, BuilderName, BuiltImage, ImagePlan, Progress
     from modelkit.progress import TransferProgress
+    from modelkit.registry import Source
 
-__all__ = ["build_image", "build_with", "command"]
+__all__ = ["build_image", "build_with", "builder_name", "command", "image_for_version", "serve_options"]
 
 # What a line of a build may take beside the stage, so that the spinner stays on one line.
 _DETAIL_CELLS = 60
@@ -66,14 +68,12 @@ def command(
 ) -> None:
     """Build the image of a model."""
     config, model_dir = _load(path, environment, overrides or [])
-    environment = environment or os.environ.get("MODELKIT_ENV")
-    options = ["--env", environment] if environment else []
-    options += [part for override in overrides or () for part in ("--set", override)]
+    options = serve_options(environment, overrides or [])
     from modelkit.image import plan_image
 
     plan = plan_image(config, model_dir, tag=tag, platform=platform, serve_options=options)
     console.problems(plan.warnings)
-    name = _builder_name(builder)
+    name = builder_name(builder)
     if dry_run:
         _show_plan(plan, compose=compose, as_json=as_json)
         return
@@ -101,14 +101,43 @@ def build_image(plan: "ImagePlan", builder: "BuilderName" = "auto", *, push: boo
 
 def build_with(builder: "Builder", plan: "ImagePlan", *, push: bool = False) -> "BuiltImage":
     """Fetch the weights that go in, and build; shows the stages meanwhile."""
+    weights = weights_of(plan)
+    with console.status(f"building {plan.tag}") as show, console.transfer(f"sent {plan.tag}") as transfer:
+        return builder.build(plan, weights, _progress(plan.tag, show, transfer), push=push)
+
+
+@contextmanager
+def image_for_version(plan: "ImagePlan", name: "BuilderName" = "auto") -> "Iterator[tuple[Source, str]]":
+    """Build an image and yield where it can be read until the end of the block, and its digest; shows the stages."""
+    from modelkit.image import choose_builder
+    from modelkit.image.builders.oci import OciBuilder
+    from modelkit.registry.docker_archive import saved_image
+
+    chosen, reason = choose_builder(name, plan)
+    if reason:
+        console.info(f"building with {chosen.name}: {reason}")
+    with ExitStack() as stack:
+        if isinstance(chosen, OciBuilder):
+            weights = weights_of(plan)
+            with console.status(f"building {plan.tag}") as show, console.transfer(plan.tag) as transfer:
+                progress = _progress(plan.tag, show, transfer)
+                made = stack.enter_context(chosen.assemble(plan, weights, progress))
+            yield made.draft, made.digest
+            return
+        built = build_with(chosen, plan)
+        with console.status(f"taking {built.reference} out of docker"):
+            draft, manifest = stack.enter_context(saved_image(built.reference))
+        yield draft, manifest.digest
+
+
+def weights_of(plan: "ImagePlan") -> dict[str, Path]:
+    """Return the weights that go into the image, fetching what is not here; says what is particular about the build."""
     if plan.dockerfile is not None:
         context = ", with the model folder as its context" if plan.is_foreign else ""
         console.info(f"{plan.dockerfile} is used as it is{context}")
     for note in plan.notes:
         console.info(note)
-    weights = fetch_weights(plan) if plan.weights == "inside" and not plan.is_foreign else {}
-    with console.status(f"building {plan.tag}") as show, console.transfer(f"sent {plan.tag}") as transfer:
-        return builder.build(plan, weights, _progress(plan.tag, show, transfer), push=push)
+    return fetch_weights(plan) if plan.weights == "inside" and not plan.is_foreign else {}
 
 
 def fetch_weights(plan: "ImagePlan") -> dict[str, Path]:
@@ -158,7 +187,15 @@ def _check_model(model_dir: Path) -> None:
     import_model_class(model_dir)  # which says what is wrong, with its line
 
 
-def _builder_name(name: str) -> "BuilderName":
+def serve_options(environment: str | None, overrides: "Sequence[str]") -> list[str]:
+    """Return what the server in the image has to be told, for what was laid over config.yaml here to hold there."""
+    environment = environment or os.environ.get("MODELKIT_ENV")
+    options = ["--env", environment] if environment else []
+    return options + [part for override in overrides for part in ("--set", override)]
+
+
+def builder_name(name: str) -> "BuilderName":
+    """Return the name of a builder. Raises UsageError where there is none of that name."""
     if name in {"docker", "oci", "auto"}:
         return name  # type: ignore[return-value]
     from modelkit.errors import closest

@@ -1,7 +1,8 @@
 """`modelkit upload`: a model folder becomes a version in a registry, or in a layout on this machine."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.checkpoints import prepare_checkpoints
-from modelkit.errors import UsageError
+from modelkit.errors import BuildError, RegistryError, UsageError
 from modelkit.progress import size_text
 
 if TYPE_CHECKING:
+    from modelkit.checkpoints.lock import Lock
+    from modelkit.image import BuilderName
     from modelkit.registry import LayoutReference, Manifest, Reference, Store
     from modelkit.versions.folder import Folder
-    from modelkit.versions.upload import UploadResult
+    from modelkit.versions.upload import Preflight, UploadResult
     from modelkit.versions.version import ImagePart
 
 __all__ = ["command"]
@@ -37,9 +39,16 @@ def command(
     image: Annotated[
         str | None,
         typer.Option(
-            metavar="REF", help="The image that goes along: docker:NAME, or one in a registry or a folder."
+            metavar="REF",
+            help="Build no image, take this one: docker:NAME, or one in a registry or a folder.",
         ),
     ] = None,
+    no_image: Annotated[
+        bool, typer.Option("--no-image", help="Upload no image: code and weights alone.")
+    ] = False,
+    builder: Annotated[
+        str, typer.Option(metavar="NAME", help="What builds the image: docker, oci, or auto.")
+    ] = "auto",
     weights: Annotated[
         bool | None,
         typer.Option(
@@ -66,25 +75,45 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was uploaded as JSON.")] = False,
 ) -> None:
     """Upload a model folder as the next version of its model."""
+    from modelkit.cli.build import builder_name, serve_options
+    from modelkit.cli.checkpoints import prepare_checkpoints
     from modelkit.registry import open_store, parse_reference
-    from modelkit.versions.folder import read_folder, wants_weights
+    from modelkit.versions.folder import add_image, add_weights, read_folder, wants_weights
     from modelkit.versions.names import default_reference
     from modelkit.versions.signing import load_private_key
+    from modelkit.versions.upload import check_upload
 
+    if image is not None and no_image:
+        raise UsageError("--image and --no-image exclude each other", cure="give one of the two")
+    chosen = builder_name(builder)
     key = None if sign_key is None else load_private_key(sign_key)
     target = None if to is None else parse_reference(to)  # what is wrong with it is said before any work
     if target is not None and target.digest is not None:
         raise UsageError("--to names a digest", cure="name a repository, with or without a tag")
-    with _open_image(image, plain_http=plain_http) as part:
-        with console.status(f"reading {path}"):
-            folder = read_folder(path, environment=environment, overrides=overrides or (), image=part)
-        console.problems(folder.warnings)
-        send_weights = wants_weights(folder.config) if weights is None else weights
-        target = target or default_reference(folder.config.model.id)
-        with open_store(target, plain_http=plain_http) as store:
-            folder, result = _upload(
-                folder, store, target, weights=send_weights, key=key, allow_breaking=allow_breaking
-            )
+
+    def read() -> "Folder":
+        return read_folder(path, environment=environment, overrides=overrides or ())
+
+    with console.status(f"reading {path}"):
+        folder = read()
+    console.problems(folder.warnings)
+    send_weights = wants_weights(folder.config) if weights is None else weights
+    target = target or default_reference(folder.config.model.id)
+    with open_store(target, plain_http=plain_http) as store:
+        with console.status(f"looking at {target.name}"):
+            preflight = check_upload(store, folder.content.signatures, allow_breaking=allow_breaking)
+        writes_lock = not (environment or os.environ.get("MODELKIT_ENV") or overrides)
+        lock = _lock(folder, writes_lock=writes_lock)
+        places = prepare_checkpoints(folder.config, folder.path) if send_weights else {}
+        folder = add_weights(read(), lock, places)  # again, for modelkit.lock is one of its files
+        options = serve_options(environment, overrides or ())
+        with (
+            _open_image(image, plain_http=plain_http)
+            if image is not None or no_image
+            else _build_image(folder, chosen, options)
+        ) as part:
+            folder = add_image(folder, part)
+            result = _upload(folder, store, target, preflight, key)
     _report(folder, target, result, as_json=as_json)
 
 
@@ -115,27 +144,41 @@ def _open_image(image: str | None, *, plain_http: bool) -> "Iterator[ImagePart |
         yield ImagePart(store, found.digest)
 
 
+@contextmanager
+def _build_image(folder: "Folder", builder: "BuilderName", options: "Sequence[str]") -> "Iterator[ImagePart]":
+    from modelkit.cli.build import image_for_version
+    from modelkit.image import plan_image
+    from modelkit.versions.version import ImagePart
+
+    plan = plan_image(folder.config, folder.path.resolve(), serve_options=options)
+    with ExitStack() as stack:
+        try:
+            source, digest = stack.enter_context(image_for_version(plan, builder))
+        except (BuildError, RegistryError) as error:
+            cure = f"{error.cure}; `--no-image` uploads code and weights without an image"
+            raise BuildError(error.message, cure=cure) from error
+        yield ImagePart(source, digest)
+
+
+def _lock(folder: "Folder", *, writes_lock: bool) -> "Lock":
+    """Return the folder's lock, made or brought up to date where it has to be."""
+    from modelkit.checkpoints.resolve import make_lock
+    from modelkit.cli.checkpoints import terms_in_view
+
+    with terms_in_view("pinning") as terms:
+        lock = make_lock(folder.config, folder.path, terms)
+    if writes_lock and folder.config.checkpoints is not None and lock.write(folder.path):
+        console.info("modelkit.lock is written")
+    return lock
+
+
 def _upload(
-    folder: "Folder",
-    store: "Store",
-    target: "Reference | LayoutReference",
-    *,
-    weights: bool,
-    key: Any,
-    allow_breaking: bool,
-) -> "tuple[Folder, UploadResult]":
-    from modelkit.versions.folder import add_weights
+    folder: "Folder", store: "Store", target: "Reference | LayoutReference", preflight: "Preflight", key: Any
+) -> "UploadResult":
     from modelkit.versions.signing import sign
-    from modelkit.versions.upload import check_upload, upload
+    from modelkit.versions.upload import upload
     from modelkit.versions.version import compose
 
-    with console.status(f"looking at {target.name}"):
-        signatures = folder.content.signatures
-        preflight = check_upload(store, signatures, allow_breaking=allow_breaking)
-    if weights:
-        places = prepare_checkpoints(folder.config, folder.path)
-        with console.status("reading the weights"), console.transfer("hashing the weights") as progress:
-            folder = add_weights(folder, places, progress)
     with console.status("composing the version"), console.transfer("hashing the parts") as progress:
         draft, index = compose(folder.content, progress)
 
@@ -145,8 +188,7 @@ def _upload(
             sign(store, index, key)
 
     with console.status(f"uploading to {target.name}"), console.transfer("uploading") as progress:
-        result = upload(draft, index, store, preflight, tag=target.tag, attach=attach, progress=progress)
-    return folder, result
+        return upload(draft, index, store, preflight, tag=target.tag, attach=attach, progress=progress)
 
 
 def _attach_documents(folder: "Folder", store: "Store", index: "Manifest") -> None:
@@ -204,5 +246,5 @@ def _parts(folder: "Folder") -> str:
     parts += [f"weights {size_text(checkpoint.size_bytes)}" for checkpoint in content.checkpoints]
     if folder.config.checkpoints is not None and not content.checkpoints:
         parts.append("no weights: a replica fetches them as it starts")
-    parts.append("image" if content.image is not None else "no image: name one with --image")
+    parts.append("image" if content.image is not None else "no image")
     return ", ".join(parts)

@@ -1,9 +1,9 @@
 """A version as a folder that can be served: pulled once, kept, and used again without the network."""
 
-import os
 import re
 from pathlib import Path
 
+from modelkit.checkpoints.cache import cache_dir
 from modelkit.errors import UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.versions.names import open_version, version_reference
@@ -28,7 +28,7 @@ def materialize(
     The folder belongs to the digest of the version: a tag that moves means another folder.
     """
     with open_version(version_reference(text), plain_http=plain_http) as version:
-        folder = _kept_dir() / version.index.digest.partition(":")[2]
+        folder = (cache_dir() / "versions") / version.index.digest.partition(":")[2]
         if not folder.exists():
             try:
                 return pull(version, folder, progress=progress)
@@ -36,12 +36,3 @@ def materialize(
                 if not folder.exists():  # otherwise another process was faster
                     raise
         return PulledModel(folder, place_of_checkpoints(version, folder))
-
-
-def _kept_dir() -> Path:
-    given = os.environ.get("MODELKIT_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME")
-    cache = (
-        Path(given).expanduser() if given else (Path(base) if base else Path.home() / ".cache") / "modelkit"
-    )
-    return cache / "versions"

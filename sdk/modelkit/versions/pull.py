@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelkit.checkpoints.cache import Cache, sync_file
+from modelkit.checkpoints.lock import Lock, LockedCheckpoint
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress
@@ -40,7 +42,7 @@ class PulledModel:
     def overrides(self) -> tuple[str, ...]:
         """Settings that make the folder use the weights beside it, wherever config.yaml says they come from."""
         default = self.checkpoints.get("default")
-        if default is None:
+        if default is None or not default.is_relative_to(self.folder):
             return ()
         return ("checkpoints.type=local", f"checkpoints.path={default.relative_to(self.folder).as_posix()}")
 
@@ -58,6 +60,7 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             _fetch_weights(version, places, draft, progress)
             unpack(verified(version.store.read_blob(version.bundle), version.bundle), draft)
             _check_files(version, draft)
+            _keep_weights(version, places, draft)
             _finish(draft, folder)
     except OSError as error:
         raise UsageError(
@@ -68,8 +71,37 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
 
 
 def place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
-    """Return where in a pulled folder each checkpoint of the version is."""
-    return {name: folder / _place(version, name) for name in version.weights}
+    """Return where each checkpoint of a pulled version is: in its folder, or in the cache where its lock looks for it."""
+    kept = {name: Cache().find_checkpoint(pinned) for name, pinned in _cached(version).items()}
+    return {name: kept.get(name) or folder / _place(version, name) for name in version.weights}
+
+
+def _cached(version: Version) -> dict[str, LockedCheckpoint]:
+    """Return the checkpoints that serving looks for in the cache: those that the lock pins, but folders."""
+    lock = None if version.lock is None else Lock.model_validate_json(version.lock)
+    pins = {} if lock is None else lock.checkpoints
+    return {name: pins[name] for name in version.weights if name in pins and pins[name].type != "local"}
+
+
+def _keep_weights(version: Version, places: Mapping[str, str], draft: Path) -> None:
+    """Move weights into the cache of checkpoints, where whoever serves the folder finds them without the network."""
+    cache = Cache()
+    for name, pinned in _cached(version).items():
+        there = {layer.path: layer.file_sha256 for layer in version.weight_layers(name)}
+        if there != {file.path: file.sha256 for file in pinned.files}:
+            raise RegistryError(
+                "the weights are not those that modelkit.lock pins", cure="upload the version again"
+            )
+        with cache.fetching():
+            for file in pinned.files:
+                if cache.find_blob(file.sha256, file.size_bytes) is None:
+                    moved = cache.partial(f"{file.sha256}.pulled")
+                    moved.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(draft / places[name] / file.path, moved)
+                    sync_file(moved)
+                    cache.add_blob(moved, file.sha256)
+            cache.add_checkpoint(pinned)
+        shutil.rmtree(draft / places[name])
 
 
 def _place(version: Version, name: str) -> str:

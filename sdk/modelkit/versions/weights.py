@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from modelkit.checkpoints.digests import hash_parts, part_ranges
 from modelkit.errors import UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, FilePart, Manifest
@@ -26,7 +27,6 @@ from modelkit.registry.modelpack import (
     MODEL_WEIGHT,
     MODEL_WEIGHT_CONFIG,
 )
-from modelkit.versions.digests import hash_parts, part_ranges
 
 __all__ = ["PART_BYTES", "Checkpoint", "WeightFile", "weigh_folder"]
 
@@ -137,25 +137,11 @@ class Checkpoint:
         return facts
 
 
-def weigh_folder(
-    name: str,
-    folder: Path,
-    pins: Mapping[str, tuple[int, str]] | None = None,
-    progress: TransferProgress = NO_PROGRESS,
-) -> Checkpoint:
-    """Return a checkpoint that is a folder. `pins` are (size, sha256) by path, as in modelkit.lock; without, all is hashed.
+def weigh_folder(name: str, folder: Path, pins: Mapping[str, tuple[int, str]]) -> Checkpoint:
+    """Return a checkpoint that is a folder. `pins` are (size, sha256) by path, as in modelkit.lock.
 
     Raises UsageError where a pinned file is not there, or has another size.
     """
-    if pins is None:
-        paths = {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        }
-        sizes = [(path, path.stat().st_size) for path in paths.values()]
-        hashes = hash_parts([(path, size, [(0, size)]) for path, size in sizes], progress)
-        pins = {path: (size, sha256) for path, (_, size), (sha256,) in zip(paths, sizes, hashes, strict=True)}
     return Checkpoint(name, tuple(_pinned(folder, path, *pin) for path, pin in sorted(pins.items())))
 
 

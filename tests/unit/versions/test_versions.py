@@ -8,6 +8,8 @@ import subprocess
 import pytest
 
 from greeter import MODEL, WEIGHTS, send, with_weights
+from modelkit.checkpoints.lock import Lock
+from modelkit.checkpoints.resolve import Terms, make_lock
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
@@ -23,6 +25,7 @@ from modelkit.registry.modelpack import (
 from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
+from modelkit.versions.folder import add_weights, read_folder
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -134,18 +137,23 @@ def test_large_files_are_split_and_put_together_again(folder, store, tmp_path, s
     assert checkpoint_of(pulled.checkpoints["default"]) == WEIGHTS
 
 
+def forged_lock(folder):
+    """A lock that pins other weights of the same size."""
+    read = read_folder(folder)
+    lock = make_lock(read.config, folder, Terms(offline=True))
+    sha256 = hashlib.sha256(WEIGHTS["model.safetensors"]).hexdigest()
+    return read, Lock.model_validate_json(lock.to_text().replace(sha256, "0" * 64))
+
+
 def test_a_large_file_that_is_not_the_pinned_one_is_noticed(folder, tmp_path, small_parts):
-    files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
-    (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
     with pytest.raises(UsageError, match="is not the file that was pinned"):
-        compose(with_weights(folder).content)
+        compose(add_weights(*forged_lock(folder), {"default": folder / "checkpoint"}).content)
 
 
 def test_a_small_file_that_is_not_the_pinned_one_is_refused_where_it_arrives(folder, store):
-    files = [{"path": name, "size_bytes": len(data), "sha256": "0" * 64} for name, data in WEIGHTS.items()]
-    (folder / "modelkit.lock").write_text(json.dumps({"checkpoints": {"default": {"files": files}}}))
+    draft, index = compose(add_weights(*forged_lock(folder), {"default": folder / "checkpoint"}).content)
     with pytest.raises(RegistryError):
-        send(folder, store)
+        copy(draft, store, index.digest, tags=["v1"])
     assert store.tags() == []
 
 
@@ -291,7 +299,7 @@ def test_verify_finds_what_is_damaged(folder, tmp_path):
     send(folder, layout)
     version = read_version(layout, "v1")
     assert {check.name: check.is_fine for check in verify(version)} == {
-        "content": True, "weights": True, "lock": None, "sbom": None, "provenance": None, "signature": None,
+        "content": True, "weights": True, "lock": True, "sbom": None, "provenance": None, "signature": None,
     }  # fmt: skip
     layer = next(each for each in version.weight_layers("default") if each.path == "model.safetensors")
     path = layout.blob_path(layer.descriptor.digest)

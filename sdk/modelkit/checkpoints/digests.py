@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from modelkit.checkpoints.cache import cache_dir
 from modelkit.errors import UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import FilePart
@@ -28,13 +29,18 @@ def part_ranges(size_bytes: int, part_bytes: int) -> list[tuple[int, int]]:
 
 
 def hash_parts(
-    files: Sequence[tuple[Path, int, Sequence[tuple[int, int]]]], progress: TransferProgress = NO_PROGRESS
+    files: Sequence[tuple[Path, int, Sequence[tuple[int, int]]]],
+    progress: TransferProgress = NO_PROGRESS,
+    *,
+    anew: bool = False,
 ) -> list[list[str]]:
     """Return the sha256 of each range of each file, given as (path, size, ranges); unknown ones are computed in parallel.
 
+    `anew` reads the files whatever is remembered: they may be damaged.
+
     Raises UsageError where a file cannot be read.
     """
-    known = [_recall(path, ranges) for path, _, ranges in files]
+    known = [{} if anew else _recall(path, ranges) for path, _, ranges in files]
     todo = [
         (number, start, size)
         for number, (_, _, ranges) in enumerate(files)
@@ -79,9 +85,7 @@ def _record(path: Path) -> Path | None:
     except OSError:
         return None
     identity = f"{path.resolve()} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
-    base = os.environ.get("XDG_CACHE_HOME")
-    cache = (Path(base) if base else Path.home() / ".cache") / "modelkit" / "digests"
-    return cache / hashlib.sha256(identity.encode()).hexdigest()
+    return cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _recall(path: Path, ranges: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
