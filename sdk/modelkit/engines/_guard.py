@@ -1,6 +1,6 @@
 """Runs a command and makes sure that nothing of it outlives modelkit, however modelkit ends.
 
-    python _guard.py [--tell FD] COMMAND...
+    python _guard.py [--tell FD] [--scratch NAME] COMMAND...
 
 Standard input is a pipe that only modelkit holds: its end says that modelkit is gone, also after SIGKILL. Then the
 command is ended, politely first. Processes that it leaves behind become children of the guard (Linux:
@@ -12,6 +12,9 @@ Should all three be killed at once, the kernel ends the command itself (PR_SET_P
 
 Tidying up after a command that has ended may take seconds. That it has ended is told at once: its exit code is written
 to the file descriptor FD, which is closed where a guard ends otherwise.
+
+A command that leaves files behind, sockets for example, finds in the environment variable NAME a folder for them, which
+is deleted with it.
 
 A guard exits with the command's exit code, or 128 + N where signal N ended it. Standard library only, and the -S and
 -I of Python: it starts in 10 ms. Linux only.
@@ -29,6 +32,7 @@ from pathlib import Path
 
 _INNER = "--inner"
 _TELL = "--tell"
+_SCRATCH = "--scratch"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # How long a command that is told to end may take to end its workers; an outer guard waits for the inner one.
@@ -51,9 +55,18 @@ def main(arguments: list[str]) -> int:
         # These reach modelkit too, which decides. Handlers, for SIG_IGN would be inherited by the command.
         signal.signal(number, lambda *_: None)
     is_inner = arguments[0] == _INNER
+    scratch_dir, arguments = _make_scratch(arguments)
     tell_fd, command = _read_tell(arguments[1:] if is_inner else arguments)
     if not is_inner:
         command = [sys.executable, "-IS", __file__, _INNER, *arguments]
+    try:
+        return _run(command, wake_fd, tell_fd, is_inner=is_inner)
+    finally:
+        if scratch_dir is not None:
+            _delete(scratch_dir)
+
+
+def _run(command: list[str], wake_fd: int, tell_fd: int | None, *, is_inner: bool) -> int:
     try:
         child = subprocess.Popen(  # noqa: S603 - the command is the engine that config.yaml names
             command,
@@ -75,6 +88,27 @@ def main(arguments: list[str]) -> int:
         _end_politely(child, _POLITE_S if is_inner else _POLITE_OUTER_S)
     _end_leftovers()
     return _exit_code(child.wait() if code is None else code)
+
+
+def _make_scratch(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Make the folder for what the command leaves behind, if one is asked for; return it, and the other arguments."""
+    if _SCRATCH not in arguments[:3]:
+        return None, arguments
+    at = arguments.index(_SCRATCH)
+    # Short, for the path of a socket has 107 characters; and nobody else's to look into.
+    folder = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"modelkit-{os.getpid()}")  # noqa: PTH118, S108
+    try:
+        os.mkdir(folder, 0o700)  # noqa: PTH102 - one name, made by nobody but us
+    except OSError:
+        return None, [*arguments[:at], *arguments[at + 2 :]]  # the command uses its own default
+    os.environ[arguments[at + 1]] = folder
+    return folder, [*arguments[:at], *arguments[at + 2 :]]
+
+
+def _delete(folder: str) -> None:
+    import shutil  # not before it is needed: a guard starts with each engine
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_tell(arguments: list[str]) -> tuple[int | None, list[str]]:

@@ -60,6 +60,8 @@ class ChildEngine(OpenAIEngine):
     key_variable: ClassVar[str] = KEY_VARIABLE
     # The option for it, where the server has no such variable: then its module is run by `_with_key`.
     key_option: ClassVar[str] = ""
+    # The environment variable for a folder that is deleted with the server, where it leaves files behind.
+    scratch_variable: ClassVar[str] = ""
 
     def __init__(self, config: EngineConfig, checkpoint_dir: Path | None, model_id: str) -> None:
         super().__init__(config, checkpoint_dir, model_id)
@@ -183,6 +185,7 @@ class ChildEngine(OpenAIEngine):
             port=port,
             health_path=self.health_path,
             api_key=api_key,
+            scratch_variable=self.scratch_variable,
             environment={
                 **({self.key_variable: api_key} if api_key else {}),
                 "PATH": path,

@@ -47,6 +47,8 @@ class Launch:
     health_path: str = "/health"
     # What a request to the server has to show; it is kept out of the log.
     api_key: str = ""
+    # The environment variable that names a folder for what the server leaves behind; the folder is deleted with it.
+    scratch_variable: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
 
@@ -189,7 +191,9 @@ class EngineProcess:
 
     async def _spawn_guard(self, launch: Launch, tell_fd: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-IS", str(_GUARD), "--tell", str(tell_fd), *launch.command),
+            *(sys.executable, "-IS", str(_GUARD), "--tell", str(tell_fd)),
+            *(("--scratch", launch.scratch_variable) if launch.scratch_variable else ()),
+            *launch.command,
             pass_fds=(tell_fd,),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -22,6 +22,8 @@ class VllmEngine(ChildEngine):
     name = "vllm"
     streams_usage = True
     key_variable = "VLLM_API_KEY"
+    # Its processes leave the sockets between them where they end.
+    scratch_variable = "VLLM_RPC_BASE_PATH"
     flags: ClassVar[Flags] = {
         "tensor_parallel_size": flag("--tensor-parallel-size"),
         "max_model_len": flag("--max-model-len"),

@@ -155,3 +155,27 @@ def test_it_starts_fast():
     with subprocess.Popen([sys.executable, "-IS", str(GUARD), "/bin/true"], stdin=subprocess.PIPE) as guard:
         assert guard.wait(10) == 0
     assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("victim", ["guard", "command", "nobody"])
+def test_what_a_command_leaves_in_its_scratch_folder_is_deleted_with_it(tmp_path, victim):
+    code = "import os, time; print(os.getpid(), os.environ['SOCKETS'], flush=True); "
+    code += "open(os.environ['SOCKETS'] + '/left', 'w').close(); time.sleep(600)"
+    guard = subprocess.Popen(
+        [sys.executable, "-IS", str(GUARD), "--scratch", "SOCKETS", sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    )
+    pid, folder = guard.stdout.readline().decode().split()
+    assert Path(folder).parent == tmp_path
+    assert Path(folder).stat().st_mode & 0o777 == 0o700
+    if victim == "command":
+        os.kill(int(pid), signal.SIGKILL)
+    elif victim == "guard":
+        os.kill(parent_of(int(pid)), signal.SIGKILL)
+    guard.stdin.close()
+    guard.stdout.close()
+    guard.wait(20)
+    assert not list(tmp_path.iterdir())
