@@ -1,6 +1,7 @@
 """What engines take beside weights and KV cache, as data: each number with where it comes from.
 
-Numbers marked (measured) come from benchmarks/fit_accuracy.py, whose results lie in benchmarks/results.
+Numbers marked (measured) come from benchmarks/fit_accuracy.py, whose results lie in benchmarks/results; where nothing is
+said of a number it is an estimate.
 """
 
 from collections.abc import Mapping
@@ -53,10 +54,10 @@ class Overheads:
     link_bytes: int
 
 
-# A CUDA 12 or 13 context of a process with torch on a data-centre card takes 0.45 to 0.55 GiB, as nvidia-smi shows.
-_CONTEXT = 500 * _MIB
-# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool: nvidia-smi
-# shows a few hundred MiB more on each of two to eight devices.
+# 528.8 MiB of an H100 and of an H200 are in use once torch 2.11 with CUDA 13 has made its context (measured).
+_CONTEXT = 529 * _MIB
+# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool. An estimate:
+# nobody has measured it with more than one device.
 _LINKS = 400 * _MIB
 
 OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
@@ -65,14 +66,15 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
             # vllm/config/cache.py: gpu_memory_utilization, 0.9 before vLLM 0.20.
             utilization=0.92,
             context_bytes=_CONTEXT,
-            runtime_bytes=250 * _MIB,
-            # 51 piecewise graphs up to 512 tokens and as many full ones: about 0.6 GiB for 32 layers.
-            graph_bytes_per_layer=20 * _MIB,
+            runtime_bytes=225 * _MIB,  # 0.22 GiB for each of two models (measured)
+            # 0.89 GiB for 28 layers and 0.54 GiB for 26 (measured).
+            graph_bytes_per_layer=27 * _MIB,
             hidden=4,
             # gate_up_proj's output is twice the width of the layer, the activation's another.
             intermediate=3,
-            # bfloat16 logits and their float32 copy: gpu/sample/sampler.py samples without another.
-            logits_bytes=6,
+            # bfloat16 logits and their float32 copy, of which not all is there at once: 1.17 GiB for 1,024 rows of
+            # 256,000 entries (measured).
+            logits_bytes=5,
             link_bytes=_LINKS,
         ),
         "sglang": Overheads(
@@ -88,7 +90,7 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
         "turbomind": Overheads(
             utilization=0.8,  # lmdeploy/messages.py: cache_max_entry_count, of what is free after the weights
             context_bytes=_CONTEXT,
-            runtime_bytes=300 * _MIB,
+            runtime_bytes=1600 * _MIB,  # with one small model (measured)
             graph_bytes_per_layer=0,
             hidden=4,
             intermediate=3,
@@ -98,7 +100,7 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
         "pytorch": Overheads(
             utilization=0.8,
             context_bytes=_CONTEXT,
-            runtime_bytes=100 * _MIB,
+            runtime_bytes=1100 * _MIB,  # with one small model (measured)
             graph_bytes_per_layer=20 * _MIB,
             hidden=4,
             intermediate=3,
