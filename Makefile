@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 # What has been installed into .venv; both are made again when pyproject.toml changes.
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
-BENCH  ?= $(wildcard benchmarks/*.py)
+# Those that need no GPU, no other tool and no arguments.
+BENCH  ?= $(filter-out benchmarks/gpu_% %/random_checkpoint.py %/bench_crosscheck.py,$(wildcard benchmarks/*.py))
 
 # Where the tests' engines are kept.
 ENGINES := $(CURDIR)/.cache/engines
