@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 # What has been installed into .venv; both are made again when pyproject.toml changes.
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
-# All programs that need nothing but this machine.
-BENCH  ?= $(filter-out $(addprefix benchmarks/,engine_checks.py gpu_engines.py random_checkpoint.py),$(wildcard benchmarks/*.py))
+# All programs that need nothing but this machine: no GPU, no other tool, no arguments.
+BENCH  ?= $(filter-out benchmarks/gpu_% $(addprefix benchmarks/,bench_crosscheck.py engine_checks.py fit_accuracy.py random_checkpoint.py),$(wildcard benchmarks/*.py))
 
 # Where the tests' engines are kept.
 ENGINES := $(CURDIR)/.cache/engines

@@ -4,7 +4,9 @@
 
 A server of a process of its own misbehaves in known ways (slow first token, stalls, coalesced writes, several tokens a
 chunk) and notes when it wrote each token. The client measures TTFT, TPOT, ITL, chunk gap and E2E; the same are computed
-from the server's notes. What is printed is the difference: at the median, and at most.
+as a perfect client would, which notes a message the moment the server writes it. (What a request takes on its way to the
+server, and how long it waits there, is in TTFT and E2E, and no error.) What is printed is the difference: at the median,
+and at most.
 """
 
 import argparse
@@ -43,14 +45,14 @@ def figures(record: Record) -> dict[str, float]:
     return {name: value * 1e3 for name, value in zip(METRICS, values, strict=True)}
 
 
-def as_record(truth: Truth) -> Record:
-    """Return what the server knows as if a perfect client had noted it: what is sent is there at once."""
+def perfect(truth: Truth, sent_ns: int) -> Record:
+    """Return what a client would note for which everything that the server sends is there at once."""
     total = sum(number for _, number in truth.sent)
     return Record(
         index=0,
         asked_tokens=total,
-        scheduled_ns=truth.received_ns,
-        sent_ns=truth.received_ns,
+        scheduled_ns=sent_ns,
+        sent_ns=sent_ns,
         ended_ns=truth.sent[-1][0],
         times_ns=[at for at, _ in truth.sent],
         tokens=[number for _, number in truth.sent],
@@ -78,7 +80,7 @@ def rows(protocol: str, spec: TargetSpec, truth: Any, num: int) -> list[dict[str
             differences = [
                 {name: abs(mine[name] - theirs[name]) for name in METRICS}
                 for mine, theirs in (
-                    (figures(record), figures(as_record(known[script.name])))
+                    (figures(record), figures(perfect(known[script.name], record.sent_ns)))
                     for record, script in zip(records, scripts, strict=True)
                 )
             ]

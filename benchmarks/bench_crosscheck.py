@@ -1,8 +1,8 @@
 """`modelkit bench` beside `vllm bench serve`, an independent tool, at the same server, with the same lengths.
 
-    python benchmarks/bench_crosscheck.py --url http://127.0.0.1:8000 --tokenizer DIR --vllm-python PYTHON
+    python benchmarks/bench_crosscheck.py --tokenizer DIR --vllm-python PYTHON [--url http://127.0.0.1:8000]
 
-They take turns, so that a busy neighbour meets both, and the median of each figure over the rounds is printed. vLLM's tool
+Without a URL the server is one that answers at a known pace: first token after 50 ms, then one each 12 ms. They take turns, so that a busy neighbour meets both, and the median of each figure over the rounds is printed. vLLM's tool
 sends all callers' first requests at once, so this one does too (`--burst`); its names are those of `--export vllm`.
 """
 
@@ -11,9 +11,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from misbehaving_server import http_server
 
 FIGURES = (
     *("output_throughput", "request_throughput"),
@@ -79,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url")
     parser.add_argument("--model", default="tiny-chat")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--vllm-python", required=True)
@@ -90,6 +95,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    with ExitStack() as stack:
+        if options.url is None:
+            options.url = stack.enter_context(http_server("--pace", "0.05", "0.012"))
+            options.model = "misbehaving"
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
     found: dict[str, list[dict[str, Any]]] = {"modelkit": [], "vllm": []}
     with tempfile.TemporaryDirectory() as work:
         for number in range(options.rounds):

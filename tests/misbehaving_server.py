@@ -1,6 +1,6 @@
 """A server of OpenAI's API that misbehaves as it is told, and keeps the truth: when it sent each token, by the same clock.
 
-    python misbehaving_server.py          prints its port; ends with its stdin
+    python misbehaving_server.py [--strict] [--pace FIRST_S GAP_S]          prints its port; ends with its stdin
 
 The request says how to answer, in its prompt: a JSON object of `Script`'s fields. GET /truth returns what was sent, by the
 script's `name`: client and server read CLOCK_MONOTONIC, so the two can be compared to the microsecond. `Misbehaving` is
@@ -122,10 +122,14 @@ class Answers:
         return chunk | ({"usage": self._usage(script, total)} if script.running_usage else {})
 
 
+# How a prompt that is no script is answered: seconds before the first token, and before each other one.
+PACE = [0.002, 0.001]
+
+
 def read_script(body: dict[str, Any]) -> Script:
     """Read the prompt; a plain one is answered with as many tokens as it asks for."""
     prompt = body.get("prompt") or body["messages"][-1]["content"]
-    if isinstance(prompt, str) and prompt.startswith("{"):
+    if isinstance(prompt, str) and prompt.startswith('{"name"'):
         script = Script(**json.loads(prompt))
         script.running_usage &= bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
         return script
@@ -134,8 +138,8 @@ def read_script(body: dict[str, Any]) -> Script:
     return Script(
         name=text[:80],
         tokens=body["max_tokens"],
-        first_s=0.002,
-        gap_s=0.001,
+        first_s=PACE[0],
+        gap_s=PACE[1],
         prompt_tokens=len(text.split()) + 10 * len(history),
     )
 
@@ -247,6 +251,9 @@ def read_truth(url: str) -> dict[str, Truth]:
 
 
 async def main() -> None:
+    if "--pace" in sys.argv:
+        at = sys.argv.index("--pace")
+        PACE[:] = map(float, sys.argv[at + 1 : at + 3])
     runner = web.AppRunner(HttpServer(strict="--strict" in sys.argv).app(), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -78,8 +78,7 @@ def test_a_running_server_is_measured(url, tmp_path):
         *("run.json", "requests.jsonl", "summary.csv", "report.html", "vllm", "charts")
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "run" / "charts").iterdir())
-    latest = json.loads((tmp_path / ".modelkit" / "bench" / "latest.json").read_text())
-    assert len(latest["levels"]) == 4
+    assert not (tmp_path / ".modelkit").exists()
 
 
 def test_a_server_that_refuses_extensions_is_asked_without_them(tmp_path):
@@ -354,7 +353,9 @@ def test_a_folder_is_served_and_measured_over_both_protocols(tiny_chat_checkpoin
         assert metrics["prompt_tokens"]["p50"] == 30
         assert level["machine"]["server_cpu_s_per_1k_tokens"] > 0
     assert "most tokens/s" in done.stdout
-    (folder / ".modelkit" / "bench" / "latest.json").unlink()
+    latest = folder / ".modelkit" / "bench" / "latest.json"
+    assert len(json.loads(latest.read_text())["levels"]) == 4
+    latest.unlink()
 
 
 def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):

@@ -1,6 +1,7 @@
 """Better, worse, or noise: what repeated levels of two runs say of each other."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
@@ -132,7 +133,10 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, float 
         raise UsageError(
             "comparing needs the library 'scipy'", cure="pip install 'modelkit-sdk[bench]'"
         ) from None
-    interval = ttest_ind(b, a, equal_var=False).confidence_interval(_CONFIDENCE)
+    with warnings.catch_warnings():
+        # Repeats that agree to the last digit lose precision, as scipy says, and no verdict.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = ttest_ind(b, a, equal_var=False).confidence_interval(_CONFIDENCE)
     low, high = float(interval.low), float(interval.high)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
 

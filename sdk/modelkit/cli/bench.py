@@ -380,8 +380,8 @@ def _sources(
     max_model_len: int,
     environment: str | None,
     overrides: tuple[str, ...],
-) -> "tuple[list[Source], Path]":
-    """Return what is measured, and the folder that the run belongs to."""
+) -> "tuple[list[Source], Path | None]":
+    """Return what is measured, and the model folder that the run belongs to, where there is one."""
     from modelkit.benchmark.random_weights import read_config
     from modelkit.benchmark.subjects import (
         FolderSource,
@@ -415,11 +415,12 @@ def _sources(
             )
             for architecture in architectures
             for engine in names
-        ], Path()
+        ], None
     chosen: list[str | None] = [*names] if names else [None]
     sources: list[Source] = []
     places = list(targets) or ["."]
-    home, num_folders = Path(), sum(map(is_folder, places))
+    home: Path | None = None
+    num_folders = sum(map(is_folder, places))
     for place in places:
         if not is_folder(place):
             if engines is not None:
@@ -449,7 +450,11 @@ def _sources(
 
 
 def _open_store(
-    settings: "Settings", sources: "Sequence[Source]", home: Path, output: Path | None, asked: dict[str, Any]
+    settings: "Settings",
+    sources: "Sequence[Source]",
+    home: Path | None,
+    output: Path | None,
+    asked: dict[str, Any],
 ) -> "Store":
     from modelkit import __version__
     from modelkit.benchmark import metrics
@@ -470,7 +475,7 @@ def _open_store(
         "started_at": started.isoformat(timespec="seconds"),
         "tool": {"name": "modelkit bench", "version": __version__},
         "command": ["modelkit", *sys.argv[1:]],
-        "git": _git(home),
+        "git": _git(home or Path()),
         "host": describe_host(),
         "settings": {
             "subjects": names,
@@ -488,7 +493,7 @@ def _open_store(
         },
         "definitions": metrics.__doc__,
     }
-    store = Store.open(output or default_folder(home, run_id), header)
+    store = Store.open(output or default_folder(home or Path(), run_id), header)
     if store.run["levels"]:
         num = len(store.run["levels"])
         console.info(f"{store.folder} has {num} {'level' if num == 1 else 'levels'} already; going on")
@@ -555,7 +560,7 @@ def _is_finished(source: "Source", settings: "Settings", store: "Store") -> bool
     return all(store.level(plan.id) for name in source.names for plan in planned(name, settings))
 
 
-def _finish(store: "Store", home: Path, *, export: str | None, as_json: bool) -> int:
+def _finish(store: "Store", home: Path | None, *, export: str | None, as_json: bool) -> int:
     """Write the report, print the table, and return 1 where an objective was missed."""
     from modelkit.benchmark.compare import winners
     from modelkit.benchmark.latest import write_latest
@@ -566,7 +571,8 @@ def _finish(store: "Store", home: Path, *, export: str | None, as_json: bool) ->
     if not run["levels"]:
         return 1
     written = write_report([store.folder], store.folder / "report.html")
-    write_latest(home, run)
+    if home is not None:
+        write_latest(home, run)
     if export == "vllm":
         _export_vllm(store)
     if as_json:

@@ -164,6 +164,8 @@ def repeats(subject, *speeds):
         ((10.0, 11.0, 9.0), (10.1, 11.2, 9.1), "noise"),
         ((10.0,), (8.0,), "unknown"),
         ((10.0, 10.0), (8.0, 8.0), "better"),
+        ((10.0, 10.0), (8.0, 8.0 + 1e-9, 8.0), "better"),
+        ((10.0, 10.0), (8.0, 8.1, 7.9), "better"),
     ],
 )
 def test_better_worse_or_noise(tmp_path, first, second, verdict):

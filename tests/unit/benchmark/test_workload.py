@@ -197,7 +197,7 @@ def test_every_id_of_a_random_checkpoint_is_text(texts):
 
 
 def test_random_weights_are_a_checkpoint(tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors import safe_open
 
     config = read_config("tiny") | {"model_type": "llama", "vocab_size": 600, "num_hidden_layers": 1}
