@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from random_checkpoint import ARCHITECTURES, copy_tokenizer, write_checkpoint, write_config
+from random_checkpoint import ARCHITECTURES, write_checkpoint, write_config, write_tokenizer
 
 from modelkit.config import EngineConfig
 from modelkit.engines.catalog import create
@@ -450,11 +450,10 @@ def prepare(folder: Path, architecture: str, options: argparse.Namespace) -> Non
         return
     started = time.monotonic()
     if options.dummy and set(options.engines) <= set(DUMMY):
-        folder.mkdir(parents=True, exist_ok=True)
-        copy_tokenizer(folder.parent / "tokenizer", folder)
+        write_tokenizer(folder, architecture)
         write_config(folder, architecture)
     else:
-        size, _ = write_checkpoint(folder, architecture, options.device, folder.parent / "tokenizer")
+        size = write_checkpoint(folder, architecture, options.device)
         print(f"wrote {architecture}: {size / GIB:.2f} GiB in {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -2,19 +2,18 @@
 
     python benchmarks/random_checkpoint.py OUT_DIR [--architecture qwen2-7b] [--device cuda]
 
-The weights are normal with the architecture's own initializer_range, in bfloat16. The tokenizer is a byte-level BPE
-trained on the Python standard library's sources; rows of the output matrix beyond its vocabulary are zero, so that every
-token the model writes can be decoded. The answers are nonsense; their cost is the real model's.
+`modelkit bench --random-weights` does the same for plain architectures, without torch; this one asks transformers for the
+names and shapes, and so knows all architectures that it knows. The answers are nonsense; their cost is the real model's.
 """
 
 import argparse
 import json
-import shutil
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from modelkit.benchmark import random_weights
 
 _COMMON = {
     "initializer_range": 0.02,
@@ -42,53 +41,7 @@ def _qwen2(**sizes: Any) -> dict[str, Any]:
 
 # The sizes of the models' own config.json; a suffix such as -6l says that there are fewer layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "qwen2-7b": _qwen2(
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-    ),
-    "llama-3.1-8b": {
-        **_COMMON,
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "rms_norm_eps": 1e-05,
-        "hidden_act": "silu",
-    },
-    "mistral-7b": {
-        **_COMMON,
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 32768,
-        "max_position_embeddings": 32768,
-        "rope_theta": 1000000.0,
-        "rms_norm_eps": 1e-05,
-        "sliding_window": None,
-        "hidden_act": "silu",
-    },
+    **random_weights.ARCHITECTURES,
     "gemma-2-2b": {  # windows in every other layer, tied embeddings
         **_COMMON,
         "architectures": ["Gemma2ForCausalLM"],
@@ -181,65 +134,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         num_key_value_heads=2,
         vocab_size=151936,
     ),
-    "tiny": _qwen2(
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=40000,
-    ),
 }
-TOKENIZER_VOCABULARY = 32000
 SHARD_BYTES = 4 * 2**30
-# Qwen2's own splitting: transformers 5 puts it in place of any other for this model type.
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
-def train_tokenizer(out_dir: Path) -> int:
-    """Train and save the tokenizer; returns how many ids it uses."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=TOKENIZER_VOCABULARY,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(path) for path in sources], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(out_dir)
-    path = out_dir / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
-    for key in ("backend", "extra_special_tokens"):
-        settings.pop(key, None)  # transformers 4 reads these differently
-    path.write_text(json.dumps(settings, indent=2))
-    (out_dir / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return tokenizer.get_vocab_size()
-
-
-def write_weights(out_dir: Path, num_ids: int, device: str) -> int:
+def write_weights(out_dir: Path, device: str) -> int:
     """Write the shards and their index; returns the bytes of all weights."""
     import torch
     from safetensors.torch import save_file
@@ -266,8 +165,6 @@ def write_weights(out_dir: Path, num_ids: int, device: str) -> int:
             value.fill_(1.0)
         else:
             value.normal_(0.0, 0.02)
-        if name == "lm_head.weight":
-            value[num_ids:] = 0
         shard[name] = value.cpu().contiguous()
         total += value.numel() * 2
         held += value.numel() * 2
@@ -300,30 +197,23 @@ def published_names(model: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def write_config(out_dir: Path, architecture: str) -> None:
     """Write config.json and generation_config.json."""
-    config = {**ARCHITECTURES[architecture], "torch_dtype": "bfloat16"}
+    config = {**_COMMON, **ARCHITECTURES[architecture], "torch_dtype": "bfloat16"}
     (out_dir / "config.json").write_text(json.dumps(config, indent=2))
     generation = {"eos_token_id": 2, "pad_token_id": 0, "do_sample": False}
     (out_dir / "generation_config.json").write_text(json.dumps(generation, indent=2))
 
 
-def copy_tokenizer(tokenizer_dir: Path, out_dir: Path) -> int:
-    """Take a tokenizer that was trained before, or train it there first; returns how many ids it uses."""
-    if not (tokenizer_dir / "tokenizer.json").exists():
-        tokenizer_dir.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(tokenizer_dir)
-    for path in tokenizer_dir.iterdir():
-        shutil.copy(path, out_dir)
-    return len(json.loads((tokenizer_dir / "tokenizer.json").read_text())["model"]["vocab"])
-
-
-def write_checkpoint(
-    out_dir: Path, architecture: str, device: str, tokenizer_dir: Path | None = None
-) -> tuple[int, int]:
-    """Write all of a checkpoint; returns the bytes of its weights and how many tokens its tokenizer has."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    num_ids = train_tokenizer(out_dir) if tokenizer_dir is None else copy_tokenizer(tokenizer_dir, out_dir)
+def write_checkpoint(out_dir: Path, architecture: str, device: str) -> int:
+    """Write all of a checkpoint; returns the bytes of its weights."""
+    write_tokenizer(out_dir, architecture)
     write_config(out_dir, architecture)
-    return write_weights(out_dir, num_ids, device), num_ids
+    return write_weights(out_dir, device)
+
+
+def write_tokenizer(out_dir: Path, architecture: str) -> None:
+    """Train a tokenizer that decodes every id of the architecture."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    random_weights.write_tokenizer(out_dir, ARCHITECTURES[architecture]["vocab_size"])
 
 
 def main() -> None:
@@ -335,8 +225,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     started = time.monotonic()
-    total, num_ids = write_checkpoint(options.out_dir, options.architecture, options.device)
-    print(f"{total / 2**30:.2f} GiB of weights, {num_ids} tokens, {time.monotonic() - started:.0f} s")
+    total = write_checkpoint(options.out_dir, options.architecture, options.device)
+    print(f"{total / 2**30:.2f} GiB of weights, {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

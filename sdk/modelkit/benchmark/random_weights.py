@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 
 from modelkit.errors import UsageError, closest
 
-__all__ = ["ARCHITECTURES", "read_config", "write_checkpoint"]
+__all__ = ["ARCHITECTURES", "read_config", "write_checkpoint", "write_tokenizer"]
 
 _COMMON: Final[Mapping[str, Any]] = {
     "hidden_act": "silu",
@@ -140,7 +140,7 @@ def write_checkpoint(
     """Write a checkpoint; without `weights` for an engine that makes them up itself (`--load-format dummy`)."""
     folder.mkdir(parents=True, exist_ok=True)
     on_stage("training a tokenizer")
-    _write_tokenizer(folder, int(config["vocab_size"]))
+    write_tokenizer(folder, int(config["vocab_size"]))
     # A fresh set: what the original says of quantization or rope scaling belongs to its weights and its tokenizer.
     config = {key: value for key, value in config.items() if key not in {"quantization_config", "auto_map"}}
     config |= {**_COMMON, "bos_token_id": None, "eos_token_id": _END_ID, "pad_token_id": 0}
@@ -152,7 +152,8 @@ def write_checkpoint(
         _write_weights(folder, config)
 
 
-def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Train a byte-level BPE; ids that it does not reach decode to a word each. Raises UsageError without `tokenizers`."""
     try:
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     except ModuleNotFoundError:
