@@ -169,6 +169,13 @@ def test_a_bundle_that_would_write_elsewhere_is_refused(tmp_path, pieces):
     assert not (tmp_path / "outside").exists()
 
 
+def test_a_bundle_that_holds_more_than_is_listed_is_refused(folder, tmp_path):
+    package = collect(folder)
+    listed = {file.path for file in package.files} - {"model.py"}
+    with pytest.raises(UsageError, match=r"it holds 'model\.py', which is no file of the package"):
+        unpack(bundle(package)(), tmp_path / "again", listed)
+
+
 def test_a_link_to_a_file_becomes_the_file_and_one_to_a_folder_is_warned_about(folder, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/file").write_text("content")

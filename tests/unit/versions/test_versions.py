@@ -294,6 +294,51 @@ def test_weights_that_would_be_written_elsewhere_are_refused(path, tmp_path):
         read_weights(manifest)
 
 
+def with_entry(layout, draft, index, change):
+    """Store a version whose index, as JSON, has been changed."""
+    document = json.loads(index.content)
+    change(document)
+    copy(draft, layout, draft.add_manifest(document).digest, tags=["v1"])
+
+
+def test_a_checkpoint_whose_name_leads_elsewhere_is_refused(folder, tmp_path):
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    draft, index = compose(with_weights(folder).content)
+
+    def rename(document):
+        (weights,) = (
+            each for each in document["manifests"] if each["annotations"]["io.modelkit.part"] == "weights"
+        )
+        weights["annotations"]["io.modelkit.checkpoint"] = "../../../outside"
+
+    with_entry(layout, draft, index, rename)
+    with pytest.raises(RegistryError, match="written outside") as caught:
+        pull(read_version(layout, "v1"), tmp_path / "a" / "b" / "pulled")
+    assert "do not use" in caught.value.cure
+    assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize("path", ["checkpoint/model.safetensors", ".done/forged", ".lock", "../outside"])
+def test_a_package_cannot_replace_weights_that_were_verified(folder, tmp_path, path):
+    """They go into the cache under their hash, which every other model trusts."""
+    from dataclasses import replace
+
+    from modelkit.package import PackagedFile
+
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    content = with_weights(folder).content
+    evil = tmp_path / "evil"
+    evil.write_bytes(b"evil")
+    planted = PackagedFile(path=path, source=evil, size_bytes=4, sha256=hashlib.sha256(b"evil").hexdigest())
+    package = replace(content.package, files=(*content.package.files, planted))
+    draft, index = compose(replace(content, package=package))
+    copy(draft, layout, index.digest, tags=["v1"])
+    with pytest.raises(RegistryError) as caught:
+        pull(read_version(layout, "v1"), tmp_path / "pulled")
+    assert "do not use this version" in caught.value.cure
+    assert not (tmp_path / "pulled").exists()
+
+
 def test_verify_finds_what_is_damaged(folder, tmp_path):
     layout = Layout(LayoutReference(tmp_path / "layout"))
     send(folder, layout)
