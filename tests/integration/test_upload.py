@@ -299,13 +299,13 @@ def test_ctrl_c_ends_at_once_and_without_a_word(folder, run, proxy, tmp_path, ve
     assert not (tmp_path / "pulled").exists()
 
 
-@pytest.mark.parametrize("model_id", ["/tmp/elsewhere", "../elsewhere", "."])
+@pytest.mark.parametrize("model_id", ["{}/elsewhere", "../elsewhere", "."])
 def test_a_version_does_not_choose_the_folder_that_it_is_pulled_into(folder, run, tmp_path, model_id):
 
     layout = Layout(LayoutReference(tmp_path / "versions" / "greeter"))
     draft, index = compose(with_weights(folder).content)
     document = json.loads(index.content)
-    document["annotations"]["org.opencontainers.image.title"] = model_id
+    document["annotations"]["org.opencontainers.image.title"] = model_id.format(tmp_path)
     copy(draft, layout, draft.add_manifest(document).digest, tags=["v1"])
     assert "--to DIR" in run("pull", "greeter:v1", code=2).err
     run("pull", "greeter:v1", "--to", tmp_path / "here")

@@ -9,7 +9,9 @@ import pytest
 
 from greeter import MODEL, WEIGHTS, send, with_weights
 from modelkit.checkpoints.lock import Lock
-from modelkit.checkpoints.resolve import Terms, make_lock
+from modelkit.checkpoints.resolve import Terms, make_lock, prepare
+from modelkit.cli.app import main
+from modelkit.config import load_config
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
@@ -26,6 +28,7 @@ from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
 from modelkit.versions.folder import add_weights, read_folder
+from modelkit.versions.local import materialize
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -359,6 +362,21 @@ def test_verify_finds_what_is_damaged(folder, tmp_path):
     path.unlink()
     shallow = {check.name: check for check in verify(version, shallow=True)}
     assert "missing" in shallow["content"].detail
+
+
+def test_a_version_that_is_served_by_its_name_survives_a_prune(folder, tmp_path, monkeypatch):
+    """And its weights are used where they were put, though config.yaml and the lock have them somewhere else."""
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(tmp_path / "cache"))
+    (folder / "checkpoint").rename(tmp_path / "outside")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("path: checkpoint", "path: ../outside"))
+    assert main(["upload", str(folder), "--no-image"]) == 0
+    served = materialize("greeter:v1")
+    assert main(["cache", "prune", "--all", "--yes"]) == 0
+    config = load_config(served.folder, overrides=served.overrides)
+    place = prepare(config, served.folder, Terms(offline=True))["default"]
+    assert checkpoint_of(place) == WEIGHTS
 
 
 def test_an_image_is_no_version(tmp_path):
