@@ -21,14 +21,21 @@ _PIECE_BYTES = 1024 * 1024
 
 
 def bundle(package: Package) -> Callable[[], Iterator[bytes]]:
-    """Return the package's tar as content that can be opened again."""
+    """Return the package's tar as content that can be opened again. Reading it raises UsageError where a file has changed."""
 
     def content() -> Iterator[bytes]:
         for file in package.files:
             yield _header(file)
+            left = file.size_bytes
             with file.source.open("rb") as source:
                 while piece := source.read(_PIECE_BYTES):
+                    left -= len(piece)
                     yield piece
+            if left:  # else the tar would be one that nobody can unpack
+                raise UsageError(
+                    f"{file.source} has changed while it was read",
+                    cure="let no other program write into the model folder, or list the file in .modelkitignore",
+                )
             yield bytes(-file.size_bytes % tarfile.BLOCKSIZE)
         yield bytes(2 * tarfile.BLOCKSIZE)
 

@@ -139,6 +139,15 @@ def test_a_bundle_unpacks_to_the_same_package(folder, tmp_path):
     assert collect(tmp_path / "again").digest == package.digest
 
 
+@pytest.mark.parametrize("text", ["more and more", "x"])
+def test_a_file_that_changes_under_way_is_no_bundle(folder, text):
+    package = collect(folder)
+    (folder / "requirements.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"requirements\.txt has changed") as caught:
+        b"".join(bundle(package)())
+    assert ".modelkitignore" in caught.value.cure
+
+
 def test_files_that_fill_their_blocks_and_empty_ones(folder, tmp_path):
     (folder / "full.txt").write_bytes(b"x" * 1024)
     (folder / "empty.txt").write_bytes(b"")
