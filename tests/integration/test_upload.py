@@ -122,6 +122,21 @@ def test_an_sbom_and_where_it_came_from_are_attached(folder, run, tmp_path):
     assert len(attached(layout, digest, IN_TOTO)) == 1
 
 
+def test_an_attachment_that_was_changed_is_found(folder, run, tmp_path):
+    run("upload", folder)
+    layout = Layout(LayoutReference(tmp_path / "versions" / "greeter"))
+    (attachment,) = (
+        each for each in layout.referrers(layout.find_manifest("v1").digest) if each.artifact_type == IN_TOTO
+    )
+    blob = layout.blob_path(layout.get_manifest(attachment.digest).blobs[-1].digest)
+    blob.write_bytes(blob.read_bytes().replace(b"finishedOn", b"finishedOff"[:10]))
+    (line,) = (
+        line for line in run("verify", "greeter:v1", code=1).out.splitlines() if line.startswith("provenance")
+    )
+    assert "FAILED" in line
+    assert "is not what its digest says" in line
+
+
 def test_a_signature_that_openssl_checks_too(folder, run, keys, registry, tmp_path):
     for name in ("greeter", f"{registry.host}/team/{uuid.uuid4().hex[:8]}"):
         run("upload", folder, "--sign-key", keys / "sign.key", "--to", name)
