@@ -1,6 +1,6 @@
 """What engines take beside weights and KV cache, as data: each number with where it comes from.
 
-Numbers marked (measured) come from benchmarks/fit_accuracy.py, whose results lie in benchmarks/results.
+One without a source is an estimate. benchmarks/fit_accuracy.py compares them with what engines say on a GPU.
 """
 
 from collections.abc import Mapping
@@ -53,10 +53,10 @@ class Overheads:
     link_bytes: int
 
 
-# A CUDA 12 or 13 context of a process with torch on a data-centre card takes 0.45 to 0.55 GiB, as nvidia-smi shows.
+# The CUDA 12 or 13 context of a process with torch, on a data-centre card: about half a gibibyte.
 _CONTEXT = 500 * _MIB
-# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool: nvidia-smi
-# shows a few hundred MiB more on each of two to eight devices.
+# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool: some hundred
+# MiB more on each of two to eight devices.
 _LINKS = 400 * _MIB
 
 OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
