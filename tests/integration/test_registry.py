@@ -342,6 +342,61 @@ def test_a_list_of_tags_over_many_pages(opened, registry):
     assert store.tags() == names
 
 
+class Elsewhere(ThreadingHTTPServer):
+    """A host that wants a token, and of whom a registry says that its list of tags goes on there."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        self.asked = []
+        asked = self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *arguments) -> None: ...
+
+            def do_GET(self) -> None:
+                asked.append(self.headers.get("Authorization"))
+                # Who asks for ever gets an answer in the end, so that the test ends too.
+                self.send_response(401 if len(asked) < 5 else 200)
+                self.send_header("WWW-Authenticate", 'Basic realm="elsewhere"')
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+
+def test_another_host_that_wants_a_login_gets_none_and_is_not_asked_for_ever(opened, monkeypatch):
+    elsewhere = Elsewhere()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments) -> None: ...
+
+        def do_GET(self) -> None:
+            body = b'{"tags": ["v1"]}'
+            self.send_response(200)
+            self.send_header("Link", f'<http://127.0.0.1:{elsewhere.server_address[1]}/more>; rel="next"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    host = f"127.0.0.1:{server.server_address[1]}"
+    for name, value in {"HOST": host, "USERNAME": USER, "PASSWORD": PASSWORD}.items():
+        monkeypatch.setenv(f"MODELKIT_REGISTRY_{name}", value)
+    try:
+        with pytest.raises(AccessError):
+            opened(Reference(host, "chat"), plain_http=True).tags()
+        assert elsewhere.asked == [None]
+    finally:
+        for each in (server, elsewhere):
+            each.shutdown()
+            each.server_close()
+
+
 # -------------------------------------------------------------------------------------------------------------- cuts
 
 

@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 
-from greeter import MODEL, WEIGHTS, write_greeter
+from greeter import MODEL, WEIGHTS, with_weights, write_greeter
 from modelkit import Client
 from modelkit.cli.app import main
 from modelkit.registry import Draft, LayoutReference, copy
@@ -21,6 +21,7 @@ from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
 from modelkit.versions.attachments import attached
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
+from modelkit.versions.version import compose
 
 SECRETS = {
     "GREETER_TOKEN": "correct-horse-battery-staple",
@@ -119,6 +120,21 @@ def test_an_sbom_and_where_it_came_from_are_attached(folder, run, tmp_path):
     assert statement["subject"][0]["digest"]["sha256"] == digest.partition(":")[2]
     run("upload", folder)
     assert len(attached(layout, digest, IN_TOTO)) == 1
+
+
+def test_an_attachment_that_was_changed_is_found(folder, run, tmp_path):
+    run("upload", folder)
+    layout = Layout(LayoutReference(tmp_path / "versions" / "greeter"))
+    (attachment,) = (
+        each for each in layout.referrers(layout.find_manifest("v1").digest) if each.artifact_type == IN_TOTO
+    )
+    blob = layout.blob_path(layout.get_manifest(attachment.digest).blobs[-1].digest)
+    blob.write_bytes(blob.read_bytes().replace(b"finishedOn", b"finishedOff"[:10]))
+    (line,) = (
+        line for line in run("verify", "greeter:v1", code=1).out.splitlines() if line.startswith("provenance")
+    )
+    assert "FAILED" in line
+    assert "is not what its digest says" in line
 
 
 def test_a_signature_that_openssl_checks_too(folder, run, keys, registry, tmp_path):
@@ -296,6 +312,19 @@ def test_ctrl_c_ends_at_once_and_without_a_word(folder, run, proxy, tmp_path, ve
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (130, "", "")
     assert not (tmp_path / "pulled").exists()
+
+
+@pytest.mark.parametrize("model_id", ["{}/elsewhere", "../elsewhere", "."])
+def test_a_version_does_not_choose_the_folder_that_it_is_pulled_into(folder, run, tmp_path, model_id):
+
+    layout = Layout(LayoutReference(tmp_path / "versions" / "greeter"))
+    draft, index = compose(with_weights(folder).content)
+    document = json.loads(index.content)
+    document["annotations"]["org.opencontainers.image.title"] = model_id.format(tmp_path)
+    copy(draft, layout, draft.add_manifest(document).digest, tags=["v1"])
+    assert "--to DIR" in run("pull", "greeter:v1", code=2).err
+    run("pull", "greeter:v1", "--to", tmp_path / "here")
+    assert (tmp_path / "here" / "model.py").read_text() == MODEL
 
 
 # ------------------------------------------------------------------------------------------------------------- serving

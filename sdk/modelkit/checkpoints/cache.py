@@ -5,6 +5,7 @@
     partial/KEY, KEY.parts     a transfer under way or cut off, and how far each part of it got; KEY.lock is who works on it
     checkpoints/NAME/          a checkpoint's folder: links to blobs, made aside and renamed
     checkpoints/NAME.json      what it is, as modelkit.lock has it; its time of change is the last use
+    pulled/DIGEST/             a version that was served by its name; `versions.local` makes it, and nothing prunes it
 
 Whoever fetches holds `.lock` shared, whoever prunes holds it alone. A process that serves from a folder holds the
 folder's record, so that nobody prunes it away.
@@ -124,7 +125,13 @@ class Cache:
         return next((each.checkpoint for each in found if _is_complete(each.folder, each.checkpoint)), None)
 
     def add_checkpoint(self, checkpoint: LockedCheckpoint) -> Path:
-        """Make a checkpoint's folder, all or nothing, of blobs that are all there; return it."""
+        """Make a checkpoint's folder, all or nothing, of blobs that are all there; return it.
+
+        One that is whole stays as it is, with its record: another process may serve from it, and holds that record.
+        """
+        there = self.find_checkpoint(checkpoint)
+        if there is not None:
+            return there
         folder = self._folder(checkpoint)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
@@ -137,7 +144,7 @@ class Cache:
                 target = self.blob(file.sha256).relative_to(self.root)
                 link.symlink_to(Path(*[".."] * depth, target))
             _write(folder.with_name(f"{folder.name}.json"), checkpoint.model_dump_json(exclude_defaults=True))
-            if folder.exists():  # damaged, or another process was faster
+            if folder.exists():  # damaged
                 shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(FileExistsError):
                 draft.rename(folder)
@@ -170,7 +177,11 @@ class Cache:
     def remove_checkpoint(self, kept: KeptCheckpoint) -> bool:
         """Delete a checkpoint's folder; False where a process serves from it. Its blobs stay until they are pruned."""
         record = kept.folder.with_name(f"{kept.folder.name}.json")
-        with record.open("rb") as stream:
+        try:
+            stream = record.open("rb")
+        except FileNotFoundError:  # another process has pruned meanwhile
+            return True
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -185,7 +185,7 @@ class Lock(_Part):
     def check_checkpoints(
         self, config: Config, is_needed: Callable[[CheckpointSourceConfig], bool] = lambda _: True
     ) -> list[str]:
-        """Return the differences that decide which files are used; one that not `is_needed` may be without a pin."""
+        """Return the differences that decide which files are used; the pins of one that not `is_needed` decide nothing."""
         wanted = named_checkpoints(config.checkpoints)
         found = [
             f"the checkpoint '{name}' is not locked"
@@ -198,7 +198,7 @@ class Lock(_Part):
             if name not in wanted
         ]
         for name, checkpoint in wanted.items():
-            if name in self.checkpoints:
+            if name in self.checkpoints and is_needed(checkpoint):
                 label = "checkpoints" if name == DEFAULT_NAME else f"checkpoints.additional.{name}"
                 found += [f"{label}.{each}" for each in self.checkpoints[name].differences(checkpoint)]
         return found

@@ -298,6 +298,7 @@ def _scan(config: CheckpointSourceConfig, places: Mapping[str, Path], terms: Ter
 def _refuse_differences(lock: Lock | None, config: Config, model_dir: Path) -> None:
     if lock is None:
         return
+    # A folder on this machine is used as it is, wherever it lies: in an image, in a version that was pulled.
     found = lock.check_checkpoints(config, is_needed=lambda checkpoint: checkpoint.type != "local")
     if found:
         cure = "`modelkit lock` pins what config.yaml says now"

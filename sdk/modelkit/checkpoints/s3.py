@@ -49,10 +49,7 @@ class S3Source(CheckpointSource):
             import boto3
             from botocore.config import Config as BotoConfig
         except ModuleNotFoundError as error:
-            raise LoadError(
-                "a checkpoint of type s3 needs boto3, which is not installed",
-                cure="pip install 'modelkit-sdk[s3]'",
-            ) from error
+            raise _no_boto3() from error
         settings = BotoConfig(max_pool_connections=_MAX_CONNECTIONS, retries={"mode": "standard"})
         with self._translating(""):
             return boto3.session.Session().client("s3", config=settings)
@@ -108,8 +105,10 @@ class S3Source(CheckpointSource):
 
     @contextmanager
     def _translating(self, path: str) -> Iterator[None]:
-        from botocore import exceptions
-
+        try:
+            from botocore import exceptions
+        except ModuleNotFoundError as error:
+            raise _no_boto3() from error
         broken = (
             exceptions.HTTPClientError,  # and its kind: a cut, a timeout
             exceptions.ConnectionError,
@@ -156,3 +155,9 @@ class S3Source(CheckpointSource):
         cure = cures.get(code, "see that your credentials may list the bucket and read its objects")
         text = error.response.get("Error", {}).get("Message") or code
         return LoadError(f"cannot fetch {self.where}: {text} ({code})", cure=cure)
+
+
+def _no_boto3() -> LoadError:
+    return LoadError(
+        "a checkpoint of type s3 needs boto3, which is not installed", cure="pip install 'modelkit-sdk[s3]'"
+    )

@@ -140,9 +140,13 @@ def weights_of(plan: "ImagePlan") -> dict[str, Path]:
     return fetch_weights(plan) if plan.weights == "inside" and not plan.is_foreign else {}
 
 
-def fetch_weights(plan: "ImagePlan") -> dict[str, Path]:
-    """Return the folders of the plan's checkpoints by name, fetching what is not on this machine."""
-    return prepare_checkpoints(plan.config, plan.model_dir)
+def fetch_weights(plan: "ImagePlan", *, hold: bool = False) -> dict[str, Path]:
+    """Return the folders of the plan's checkpoints by name, fetching what is not on this machine.
+
+    With `hold` nobody can prune them from the cache while this process lives.
+    """
+    # What was laid over config.yaml is what the server in the image has to be told.
+    return prepare_checkpoints(plan.config, plan.model_dir, writes_lock=not plan.serve_options, hold=hold)
 
 
 def _progress(tag: str, show: "Callable[[str], None]", transfer: "TransferProgress") -> "Progress":

@@ -13,7 +13,7 @@ from modelkit.errors import ConfigError
 if TYPE_CHECKING:
     from modelkit.checkpoints.resolve import Terms
 
-__all__ = ["load_folder", "prepare_checkpoints", "terms_in_view"]
+__all__ = ["is_own_config", "load_folder", "prepare_checkpoints", "terms_in_view"]
 
 
 def load_folder(path: Path, environment: str | None, overrides: Sequence[str]) -> Config:
@@ -24,6 +24,11 @@ def load_folder(path: Path, environment: str | None, overrides: Sequence[str]) -
     if not console.is_quiet():
         console.problems(problems)
     return config
+
+
+def is_own_config(environment: str | None, overrides: Sequence[str] | None) -> bool:
+    """Tell whether config.yaml holds as it is: only then may modelkit.lock be written of what it comes to."""
+    return not (environment or os.environ.get("MODELKIT_ENV") or overrides)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Fetch a model's weights: resumed, verified, once."""
     from modelkit.checkpoints.resolve import discard_damaged, prepare
-    from modelkit.cli.checkpoints import load_folder, terms_in_view
+    from modelkit.cli.checkpoints import is_own_config, load_folder, terms_in_view
     from modelkit.config import find_config
 
     config = load_folder(path, environment, overrides or ())
@@ -37,7 +37,7 @@ def command(
     if verify:
         with terms_in_view("reading", offline=offline) as terms:
             discard_damaged(model_dir, terms)
-    with terms_in_view(offline=offline, writes_lock=not (environment or overrides)) as terms:
+    with terms_in_view(offline=offline, writes_lock=is_own_config(environment, overrides)) as terms:
         folders = prepare(config, model_dir, terms)
     if json:
         console.json({name: str(folder) for name, folder in folders.items()})

@@ -86,7 +86,7 @@ def _options(
     if plan.is_foreign:
         arguments = []  # nobody knows what its entrypoint takes
     elif plan.weights == "mounted":
-        mounts = [mount_of(name, folder) for name, folder in fetch_weights(plan).items()]
+        mounts = [mount_of(name, folder) for name, folder in fetch_weights(plan, hold=True).items()]
         folders = {name: mount.checkpoint for name, mount in zip(plan.checkpoints, mounts, strict=True)}
         arguments += ["--set", local_weights_override(folders)]
         environment = {"HF_HUB_OFFLINE": "1"}

@@ -1,13 +1,18 @@
 """`modelkit pull`: a version becomes a model folder again, weights and all."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modelkit.cli import console
+from modelkit.errors import UsageError
 
 __all__ = ["command"]
+
+# As config.yaml has it; the id in a version is somebody else's word.
+_MODEL_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 def command(
@@ -29,7 +34,7 @@ def command(
 
     found = version_reference(reference)
     with open_version(found, plain_http=plain_http) as version:
-        folder = to or Path(version.model_id or "model")
+        folder = to or _folder_of(version.model_id)
         with console.transfer("pulling") as progress:
             pulled = pull(version, folder, progress=progress)
         digest = version.index.digest
@@ -43,3 +48,13 @@ def command(
     settings = "".join(f" --set {each}" for each in pulled.overrides)
     console.info(f"  serve it with: modelkit serve {folder} --local{settings}")
     console.result(str(folder))
+
+
+def _folder_of(model_id: str) -> Path:
+    """Return the folder that is named after a model, here. Raises UsageError where the name leads elsewhere."""
+    if not _MODEL_ID.fullmatch(model_id):
+        raise UsageError(
+            f"the version calls its model {model_id!r}, which is no name for a folder",
+            cure="name the folder to make with --to DIR",
+        )
+    return Path(model_id)

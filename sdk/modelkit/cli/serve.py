@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.checkpoints import load_folder, prepare_checkpoints
+from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, find_config, load_config
@@ -136,10 +136,10 @@ def command(
             api_key_env=api_key_env,
             as_json=as_json,
         )
-    is_own_config = not (environment or os.environ.get("MODELKIT_ENV") or overrides or settings or engine)
+    writes_lock = is_own_config(environment, overrides) and not (settings or engine)
 
     def prepare() -> dict[str, Path]:
-        return prepare_checkpoints(config, path, offline=offline, writes_lock=is_own_config, hold=True)
+        return prepare_checkpoints(config, path, offline=offline, writes_lock=writes_lock, hold=True)
 
     if not skip_fit:
         _check_fit(config, path, offline=offline)

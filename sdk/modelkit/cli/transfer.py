@@ -159,9 +159,10 @@ class Bars:
     def advanced(self, name: str, num_bytes: int) -> None:
         """Move a file's bar, and that of the whole."""
         self._count.advance(num_bytes)
-        bar = self._bars.get(name)
-        if bar is not None:
-            self._progress.advance(bar, num_bytes)
+        with self._count.mutex:  # a bar that is taken away meanwhile cannot be moved
+            bar = self._bars.get(name)
+            if bar is not None:
+                self._progress.advance(bar, num_bytes)
         if self._whole is not None:
             self._progress.advance(self._whole, num_bytes)
 
@@ -170,8 +171,8 @@ class Bars:
         self._count.finish()
         with self._count.mutex:
             bar = self._bars.pop(name, None)
-        if bar is not None:
-            self._progress.remove_task(bar)
+            if bar is not None:
+                self._progress.remove_task(bar)
 
     def end(self) -> str:
         """Take all bars away; return the summary."""

@@ -1,7 +1,6 @@
 """`modelkit upload`: a model folder becomes a version in a registry, or in a layout on this machine."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -76,7 +75,7 @@ def command(
 ) -> None:
     """Upload a model folder as the next version of its model."""
     from modelkit.cli.build import builder_name, serve_options
-    from modelkit.cli.checkpoints import prepare_checkpoints
+    from modelkit.cli.checkpoints import is_own_config, prepare_checkpoints
     from modelkit.registry import open_store, parse_reference
     from modelkit.versions.folder import add_image, add_weights, read_folder, wants_weights
     from modelkit.versions.names import default_reference
@@ -102,9 +101,11 @@ def command(
     with open_store(target, plain_http=plain_http) as store:
         with console.status(f"looking at {target.name}"):
             preflight = check_upload(store, folder.content.signatures, allow_breaking=allow_breaking)
-        writes_lock = not (environment or os.environ.get("MODELKIT_ENV") or overrides)
+        writes_lock = is_own_config(environment, overrides)
         lock = _lock(folder, writes_lock=writes_lock)
-        places = prepare_checkpoints(folder.config, folder.path) if send_weights else {}
+        places = {}
+        if send_weights:
+            places = prepare_checkpoints(folder.config, folder.path, writes_lock=writes_lock)
         folder = add_weights(read(), lock, places)  # again, for modelkit.lock is one of its files
         options = serve_options(environment, overrides or ())
         with (

@@ -13,11 +13,18 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["Accelerator", "accelerator_by_name", "accelerators", "matching_accelerators", "table"]
+__all__ = [
+    "DRIVER_SHARE",
+    "Accelerator",
+    "accelerator_by_name",
+    "accelerators",
+    "matching_accelerators",
+    "table",
+]
 
 _MIB = 1024**2
 # What a driver keeps of a card for which no figure is in the table: the most that is seen on a card of 24 GB or more.
-_DRIVER_SHARE = 0.02
+DRIVER_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ def _accelerator(name: str, row: dict[str, Any]) -> Accelerator:
     return Accelerator(
         name=name,
         memory_bytes=total,
-        usable_bytes=row["usable_mib"] * _MIB if "usable_mib" in row else int(total * (1 - _DRIVER_SHARE)),
+        usable_bytes=row["usable_mib"] * _MIB if "usable_mib" in row else int(total * (1 - DRIVER_SHARE)),
         bandwidth_bytes_s=row["bandwidth_gb_s"] * 1e9,
         compute_capability=(int(major), int(minor)),
         nvidia_smi_names=tuple(row["nvidia_smi"]),

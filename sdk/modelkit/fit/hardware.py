@@ -7,6 +7,7 @@ from typing import Literal
 
 from modelkit.config import ComputeConfig
 from modelkit.config.accelerators import (
+    DRIVER_SHARE,
     Accelerator,
     accelerator_by_name,
     accelerators,
@@ -19,8 +20,6 @@ from modelkit.errors import UsageError, closest
 __all__ = ["Device", "device_by_name", "device_of_compute", "device_of_size", "this_machine"]
 
 _MIB = 1024**2
-# As in config.accelerators: what a driver keeps of a card that the table does not know.
-_DRIVER_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def this_machine() -> Device:
     accelerator = accelerator_by_name(gpu.name)
     if accelerator is not None and abs(accelerator.memory_bytes - gpu.memory_bytes) < 64 * _MIB:
         return replace(_device(accelerator), count=len(gpus))
-    usable = int(gpu.memory_bytes * (1 - _DRIVER_SHARE))
+    usable = int(gpu.memory_bytes * (1 - DRIVER_SHARE))
     return Device(gpu.name, gpu.memory_bytes, usable, count=len(gpus), accelerator=accelerator)
 
 

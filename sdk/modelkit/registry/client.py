@@ -400,8 +400,9 @@ class Client:
         url = urljoin(self._base, url)
         scope = scope or self._scope("pull" if method in _READS else "pull,push")
         sent: str | None = None
+        is_ours = urlsplit(url).netloc == urlsplit(self._base).netloc  # another host gets no credentials
         while True:
-            known = self._auth.header(scope) if urlsplit(url).netloc == urlsplit(self._base).netloc else None
+            known = self._auth.header(scope) if is_ours else None
             response = self._send_once(method, url, action, known, headers or {}, content, stream=stream)
             if response.is_success or response.status_code in also:
                 return response
@@ -409,6 +410,7 @@ class Client:
             challenge = response.headers.get("WWW-Authenticate", "")
             if (
                 response.status_code != _UNAUTHORIZED
+                or not is_ours
                 or (known is not None and known == sent)
                 or not self._auth.answer(challenge, scope, known)
             ):

@@ -84,14 +84,14 @@ class Layout:
         """Take a blob from another layout on the same disk. False where it is on another one."""
         if not isinstance(home, Layout) or home.folder == self.folder:
             return False
+        if not home.has_blob(descriptor):
+            return False
         path = self.blob_path(descriptor.digest)
         with self._writing():
             try:
                 path.hardlink_to(home.blob_path(descriptor.digest))
-            except FileExistsError:
-                return True
-            except OSError:
-                return False
+            except OSError:  # another disk; or it is there: whole, or damaged, which writing it anew mends
+                return self.has_blob(descriptor)
         return True
 
     def write_blob(self, descriptor: Descriptor, content: Content) -> None:
@@ -186,6 +186,10 @@ class Layout:
             return list(json.loads(path.read_bytes())["manifests"])
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise RegistryError(
+                f"{path} cannot be read: {error.strerror}", cure="name a folder, and see to its permissions"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryError(
                 f"{path} is not the index of an OCI image layout", cure="restore it, or name another folder"

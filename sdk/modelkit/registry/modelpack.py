@@ -25,6 +25,7 @@ __all__ = [
     "PART",
     "WeightLayer",
     "check_complete",
+    "check_path",
     "read_weights",
 ]
 
@@ -73,15 +74,16 @@ def _read_layer(descriptor: Descriptor) -> WeightLayer:
             f"the layer {descriptor.digest} of the weights does not say which file it is",
             cure="upload it again",
         ) from error
-    _check_path(path)
+    check_path(path)
     return WeightLayer(descriptor, path, offset, size, sha256)
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Raise RegistryError for a path of a version that would lead out of the folder that it is written to."""
     parts = path.split("/")
     if "\\" in path or not path.isprintable() or any(part in {"", ".", ".."} for part in parts):
         raise RegistryError(
-            f"the weights hold a file called {path!r}, which would be written outside of their folder",
+            f"the version has a part called {path!r}, which would be written outside of its folder",
             cure="do not use this version: such a name is no accident",
         )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from modelkit.registry import Draft, Manifest, Store, copy
 from modelkit.registry.base import EMPTY_CONFIG, MANIFEST
+from modelkit.registry.content import verified
 
 __all__ = ["attach", "attached"]
 
@@ -32,7 +33,8 @@ def attach(
 
 
 def attached(store: Store, digest: str, artifact_type: str) -> Sequence[bytes]:
-    """Return the data of all attachments of a kind."""
+    """Return the data of all attachments of a kind, verified."""
     found = [each for each in store.referrers(digest) if each.artifact_type == artifact_type]
     manifests = [store.get_manifest(each.digest) for each in found]
-    return [b"".join(store.read_blob(manifest.blobs[-1])) for manifest in manifests]
+    blobs = [manifest.blobs[-1] for manifest in manifests]
+    return [b"".join(verified(store.read_blob(blob), blob)) for blob in blobs]

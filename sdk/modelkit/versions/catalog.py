@@ -13,8 +13,6 @@ from modelkit.versions.version import read_version
 
 __all__ = ["Entry", "kept_models", "list_entries"]
 
-_WORKERS = 8
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -37,13 +35,13 @@ class Entry:
 def list_entries(store: Store) -> list[Entry]:
     """Return every version of a model, the newest first. One that cannot be read is listed with its problem."""
     names: dict[str, list[str]] = {}
-    numbered = {f"v{number}" for number in version_numbers(store)}
+    numbered = [f"v{number}" for number in reversed(version_numbers(store))]
     others = [tag for tag in store.tags() if tag not in numbered and not tag.startswith("sha256-")]
     for tag in sorted(others, key=lambda tag: (tag != LATEST, tag)):
         found = store.find_manifest(tag)
         if found is not None:
             names.setdefault(found.digest, []).append(tag)
-    return [_entry(store, f"v{number}", names) for number in sorted(version_numbers(store), reverse=True)]
+    return [_entry(store, tag, names) for tag in numbered]
 
 
 def _entry(store: Store, tag: str, names: dict[str, list[str]]) -> Entry:

@@ -11,6 +11,8 @@ from modelkit.versions.pull import PulledModel, place_of_checkpoints, pull
 
 __all__ = ["looks_like_reference", "materialize"]
 
+_PULLED = "pulled"
+
 
 def looks_like_reference(text: str) -> bool:
     """Tell whether an argument that may be a folder or a version is a version: it names a tag or a digest."""
@@ -28,7 +30,7 @@ def materialize(
     The folder belongs to the digest of the version: a tag that moves means another folder.
     """
     with open_version(version_reference(text), plain_http=plain_http) as version:
-        folder = (cache_dir() / "versions") / version.index.digest.partition(":")[2]
+        folder = cache_dir() / _PULLED / version.index.digest.partition(":")[2]
         if not folder.exists():
             try:
                 return pull(version, folder, progress=progress)

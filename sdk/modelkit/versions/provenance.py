@@ -78,7 +78,7 @@ def _git(model_dir: Path, *arguments: str) -> str | None:
 
 def _without_login(remote: str) -> str:
     """Return an address without what may be a token: https://user:token@host/repo."""
-    return re.sub(r"^([a-z+]+://)[^/@]*@", r"\1", remote)
+    return re.sub(r"^([a-z+]+://)[^/]*@", r"\1", remote)
 
 
 def _digest(digest: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modelkit.checkpoints.cache import Cache, sync_file
 from modelkit.checkpoints.lock import Lock, LockedCheckpoint
@@ -20,7 +21,7 @@ from modelkit.errors import RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry.content import verified
-from modelkit.registry.modelpack import WeightLayer, check_complete
+from modelkit.registry.modelpack import WeightLayer, check_complete, check_path
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.version import Version
 
@@ -28,6 +29,7 @@ __all__ = ["PulledModel", "place_of_checkpoints", "pull"]
 
 _WORKERS = 4
 _DONE = ".done"
+_LOCK = ".lock"
 WEIGHTS_DIR = "checkpoints"
 
 
@@ -57,9 +59,10 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
     places = {name: _place(version, name) for name in version.weights}
     try:
         with _draft_folder(folder, version.index.digest) as draft:
+            files = _files(version, places)
             _fetch_weights(version, places, draft, progress)
-            unpack(verified(version.store.read_blob(version.bundle), version.bundle), draft)
-            _check_files(version, draft)
+            unpack(verified(version.store.read_blob(version.bundle), version.bundle), draft, files)
+            _check_files(files, draft)
             _keep_weights(version, places, draft)
             _finish(draft, folder)
     except OSError as error:
@@ -120,7 +123,7 @@ def _draft_folder(folder: Path, digest: str) -> Iterator[Path]:
     encoded = digest.partition(":")[2][:12]
     draft = folder.absolute().with_name(f".{folder.absolute().name}.{encoded}.pull")
     draft.mkdir(parents=True, exist_ok=True)
-    with (draft / ".lock").open("a") as lock:
+    with (draft / _LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -197,9 +200,29 @@ def _fetch_layer(version: Version, layer: WeightLayer, path: Path, progress: Tra
     progress.finished(name)
 
 
-def _check_files(version: Version, draft: Path) -> None:
+def _files(version: Version, places: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the package's table of contents.
+
+    Raises RegistryError where it names a file of the weights: it would take the place of what was verified, and go into
+    the cache under that one's hash. Nor may it name what says which weights have arrived.
+    """
+    files = version.files
+    taken = {
+        f"{place}/{layer.path}" for name, place in places.items() for layer in version.weight_layers(name)
+    }
+    for path in files:
+        check_path(path)
+        if path in taken or path.partition("/")[0] in {_DONE, _LOCK}:
+            raise RegistryError(
+                f"the package holds {path}, which belongs to the weights or to the pull itself",
+                cure="do not use this version: modelkit does not write such packages",
+            )
+    return files
+
+
+def _check_files(files: Mapping[str, Mapping[str, Any]], draft: Path) -> None:
     """Compare what was unpacked with the package's table of contents."""
-    for path, said in version.files.items():
+    for path, said in files.items():
         try:
             with (draft / path).open("rb") as file:
                 is_same = hashlib.file_digest(file, "sha256").hexdigest() == said["sha256"]
@@ -213,5 +236,5 @@ def _finish(draft: Path, folder: Path) -> None:
     shutil.rmtree(draft / _DONE)
     if folder.is_dir():
         folder.rmdir()
-    (draft / ".lock").unlink()
+    (draft / _LOCK).unlink()
     draft.rename(folder)

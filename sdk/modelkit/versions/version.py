@@ -15,7 +15,7 @@ from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, Manifest, Source, Store
 from modelkit.registry.base import EMPTY_CONFIG, INDEX, MANIFEST, TITLE
 from modelkit.registry.content import describe, verified
-from modelkit.registry.modelpack import CHECKPOINT, PART, WeightLayer, read_weights
+from modelkit.registry.modelpack import CHECKPOINT, PART, WeightLayer, check_path, read_weights
 from modelkit.versions.media_types import (
     CONFIG,
     LOCK,
@@ -204,8 +204,14 @@ def read_version(store: Store, reference: str) -> Version:
         index=index,
         package=store.get_manifest(parts["package"][0].digest),
         weights={
-            child.annotations.get(CHECKPOINT, "default"): store.get_manifest(child.digest)
-            for child in parts.get("weights", ())
+            _checkpoint_name(child): store.get_manifest(child.digest) for child in parts.get("weights", ())
         },
         images=parts.get("image", ()),
     )
+
+
+def _checkpoint_name(weights: Descriptor) -> str:
+    """Return the checkpoint that weights belong to. Its name becomes a folder: RegistryError for one that leads elsewhere."""
+    name = weights.annotations.get(CHECKPOINT, "default")
+    check_path(name)
+    return name

@@ -175,6 +175,29 @@ def test_what_a_process_serves_from_is_not_pruned(cache, capsys):
     assert cache.find_checkpoint(checkpoint) is None
 
 
+def test_a_folder_that_another_process_serves_from_stays_as_it_is(cache, capsys):
+    checkpoint, folder = add(cache, "org/a", a="1")
+    inode = folder.stat().st_ino
+    server = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with server:
+        assert server.stdout.readline() == "holding\n"
+        # A process that began to fetch the same at the same time comes to its end.
+        assert cache.add_checkpoint(checkpoint) == folder
+        assert folder.stat().st_ino == inode
+        assert run("prune", "--all", "--yes") == 0
+        assert "org/a stays" in capsys.readouterr().err
+        server.stdin.close()
+
+
+def test_what_another_process_has_pruned_meanwhile_is_gone(cache):
+    add(cache, "org/a", a="1")
+    (kept,) = cache.list_checkpoints()
+    assert cache.remove_checkpoint(kept)
+    assert cache.remove_checkpoint(kept)
+
+
 def test_pruning_waits_for_a_fetch(cache):
     import threading
 

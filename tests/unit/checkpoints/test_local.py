@@ -2,10 +2,10 @@ import os
 
 import pytest
 
-from modelkit.checkpoints import SOURCES, open_source
+from modelkit.checkpoints import open_source
 from modelkit.checkpoints.resolve import Terms, find_checkpoint, make_lock, prepare
 from modelkit.config import CheckpointConfig, load_config
-from modelkit.errors import LoadError, UsageError
+from modelkit.errors import LoadError
 
 
 def source_of(path, model_dir):
@@ -97,11 +97,3 @@ def test_pickles_without_safetensors_are_refused(folder):
     (folder / "weights" / "model.safetensors").unlink()
     with pytest.raises(LoadError, match=r"pickle.*training_args\.bin"):
         prepare(load_config(folder), folder)
-
-
-def test_a_source_of_a_later_release_is_refused_with_those_there_are(tmp_path):
-    if "oci" in SOURCES:
-        pytest.skip("there now")
-    with pytest.raises(UsageError, match="oci") as caught:
-        open_source(CheckpointConfig(type="oci"), tmp_path)
-    assert "huggingface" in caught.value.cure

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from greeter import MODEL
 from modelkit.checkpoints.lock import LOCK_NAME, Lock
 from modelkit.checkpoints.resolve import Terms, find_checkpoint, is_offline, make_lock, prepare
+from modelkit.cli.app import main
+from modelkit.cli.build import fetch_weights
 from modelkit.config import check_config, load_config
 from modelkit.engines.llm import LLM
 from modelkit.errors import LoadError
+from modelkit.image import plan_image
+from modelkit.image.plan import local_weights_override
 from modelkit.model import ModelContext
 
 
@@ -53,6 +58,50 @@ def test_a_folder_that_is_not_the_authors_own_config_is_not_locked(urls, write_f
     prepare(load_config(folder), folder, terms)
     assert not (folder / LOCK_NAME).exists()
     assert "is not pinned" in notes[-1]
+
+
+def test_an_overlay_of_the_environment_is_not_locked_either(urls, write_folder, cache, monkeypatch):
+    folder = write_folder(urls("config.json"))
+    (folder / "config.prod.yaml").write_text(f"checkpoints: {{{urls('model.safetensors')}}}\n")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(cache.root))
+    monkeypatch.setenv("MODELKIT_ENV", "prod")
+    assert main(["fetch", str(folder)]) == 0
+    assert not (folder / LOCK_NAME).exists()
+
+
+def test_a_build_of_other_settings_is_not_locked(urls, write_folder, cache, monkeypatch):
+    folder = write_folder(urls("config.json"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(cache.root))
+    plan = plan_image(load_config(folder), folder, serve_options=["--set", "server.max_queue=1"])
+    assert list(fetch_weights(plan)) == ["default"]
+    assert not (folder / LOCK_NAME).exists()
+    assert list(fetch_weights(plan_image(load_config(folder), folder))) == ["default"]
+    assert (folder / LOCK_NAME).exists()
+
+
+def test_an_upload_of_other_settings_is_not_locked(urls, write_folder, cache, tmp_path, monkeypatch):
+    folder = write_folder(urls("config.json"))
+    (folder / "model.py").write_text(MODEL)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(cache.root))
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    arguments = ["upload", str(folder), "--no-image", "--weights"]
+    assert main([*arguments, "--set", "server.max_queue=1"]) == 0
+    assert not (folder / LOCK_NAME).exists()
+    assert main(arguments) == 0
+    assert (folder / LOCK_NAME).exists()
+
+
+def test_an_image_takes_its_weights_from_a_folder_whatever_was_locked(urls, write_folder, terms):
+    folder = write_folder(urls("model.safetensors", "config.json"))
+    place = prepare(load_config(folder), folder, terms)["default"]
+    settings = [local_weights_override({"default": str(place)})]
+    warnings = []
+    told = Terms(cache=terms.cache, offline=True, on_warning=warnings.append)
+    assert prepare(load_config(folder, overrides=settings), folder, told) == {"default": place}
+    assert warnings == []
 
 
 def test_without_a_lock_and_offline_what_was_fetched_before_is_used(hub, urls, write_folder, terms, cache):

@@ -1,6 +1,7 @@
 """A checkpoint in a bucket of moto's S3 server, over real HTTP."""
 
 import random
+import sys
 
 import boto3
 import pytest
@@ -110,3 +111,12 @@ def test_a_server_that_is_not_there_may_come_back(bucket, tmp_path, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(BrokenTransferError, match="broke"):
         source_of("s3://models/chat", tmp_path).list_files()
+
+
+def test_without_boto3_the_cure_is_the_extra(tmp_path, monkeypatch):
+    for name in ("boto3", "botocore"):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = CheckpointConfig(type="s3", path="s3://models/chat")
+    with pytest.raises(LoadError, match="needs boto3") as caught, open_source(config, tmp_path) as source:
+        source.list_files()
+    assert caught.value.cure == "pip install 'modelkit-sdk[s3]'"

@@ -139,6 +139,15 @@ def test_a_bundle_unpacks_to_the_same_package(folder, tmp_path):
     assert collect(tmp_path / "again").digest == package.digest
 
 
+@pytest.mark.parametrize("text", ["more and more", "x"])
+def test_a_file_that_changes_under_way_is_no_bundle(folder, text):
+    package = collect(folder)
+    (folder / "requirements.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"requirements\.txt has changed") as caught:
+        b"".join(bundle(package)())
+    assert ".modelkitignore" in caught.value.cure
+
+
 def test_files_that_fill_their_blocks_and_empty_ones(folder, tmp_path):
     (folder / "full.txt").write_bytes(b"x" * 1024)
     (folder / "empty.txt").write_bytes(b"")
@@ -167,6 +176,13 @@ def test_a_bundle_that_would_write_elsewhere_is_refused(tmp_path, pieces):
         unpack(pieces, tmp_path / "inside")
     assert caught.value.cure
     assert not (tmp_path / "outside").exists()
+
+
+def test_a_bundle_that_holds_more_than_is_listed_is_refused(folder, tmp_path):
+    package = collect(folder)
+    listed = {file.path for file in package.files} - {"model.py"}
+    with pytest.raises(UsageError, match=r"it holds 'model\.py', which is no file of the package"):
+        unpack(bundle(package)(), tmp_path / "again", listed)
 
 
 def test_a_link_to_a_file_becomes_the_file_and_one_to_a_folder_is_warned_about(folder, tmp_path):

@@ -10,6 +10,7 @@ from modelkit.registry import Bytes, Descriptor, Draft, LayoutReference, Manifes
 from modelkit.registry.base import EMPTY_CONFIG, INDEX, MANIFEST, sha256_digest
 from modelkit.registry.content import describe
 from modelkit.registry.failures import UnknownReferenceError
+from modelkit.registry.layout import Layout
 
 OCTETS = "application/octet-stream"
 
@@ -132,6 +133,32 @@ def test_blobs_come_from_a_neighbour_without_a_transfer(make_store):
     result = copy(first, second, "v1", tags=["v1"])
     assert (result.num_mounted, result.sent_bytes) == (2, 0)
     assert b"".join(second.read_blob(manifest.blobs[1])) == b"weights" * 1000
+
+
+@pytest.mark.parametrize("damaged", ["here", "there"])
+def test_a_damaged_blob_is_not_taken_from_a_neighbour(tmp_path, damaged):
+    first, second = (Layout(LayoutReference(tmp_path / name)) for name in ("first", "second"))
+    draft = Draft()
+    manifest = artifact(draft, b"weights" * 1000)
+    layer = manifest.blobs[1]
+    copy(draft, first, manifest.digest, tags=["v1"])
+    second.check_writable()
+    spoilt = (second if damaged == "here" else first).blob_path(layer.digest)
+    spoilt.unlink(missing_ok=True)
+    spoilt.write_bytes(b"half")
+    if damaged == "there":
+        assert not second.mount_blob(layer, first)
+        return
+    copy(first, second, "v1", tags=["v1"])
+    assert b"".join(second.read_blob(layer)) == b"weights" * 1000
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_is_no_layout(tmp_path, path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RegistryError, match="Not a directory") as caught:
+        Layout(LayoutReference(tmp_path / path)).tags()
+    assert caught.value.cure
 
 
 def test_a_draft_mounts_what_a_neighbour_has(make_store):

@@ -9,7 +9,9 @@ import pytest
 
 from greeter import MODEL, WEIGHTS, send, with_weights
 from modelkit.checkpoints.lock import Lock
-from modelkit.checkpoints.resolve import Terms, make_lock
+from modelkit.checkpoints.resolve import Terms, make_lock, prepare
+from modelkit.cli.app import main
+from modelkit.config import load_config
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
@@ -26,6 +28,7 @@ from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
 from modelkit.versions.folder import add_weights, read_folder
+from modelkit.versions.local import materialize
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -294,6 +297,51 @@ def test_weights_that_would_be_written_elsewhere_are_refused(path, tmp_path):
         read_weights(manifest)
 
 
+def with_entry(layout, draft, index, change):
+    """Store a version whose index, as JSON, has been changed."""
+    document = json.loads(index.content)
+    change(document)
+    copy(draft, layout, draft.add_manifest(document).digest, tags=["v1"])
+
+
+def test_a_checkpoint_whose_name_leads_elsewhere_is_refused(folder, tmp_path):
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    draft, index = compose(with_weights(folder).content)
+
+    def rename(document):
+        (weights,) = (
+            each for each in document["manifests"] if each["annotations"]["io.modelkit.part"] == "weights"
+        )
+        weights["annotations"]["io.modelkit.checkpoint"] = "../../../outside"
+
+    with_entry(layout, draft, index, rename)
+    with pytest.raises(RegistryError, match="written outside") as caught:
+        pull(read_version(layout, "v1"), tmp_path / "a" / "b" / "pulled")
+    assert "do not use" in caught.value.cure
+    assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize("path", ["checkpoint/model.safetensors", ".done/forged", ".lock", "../outside"])
+def test_a_package_cannot_replace_weights_that_were_verified(folder, tmp_path, path):
+    """They go into the cache under their hash, which every other model trusts."""
+    from dataclasses import replace
+
+    from modelkit.package import PackagedFile
+
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    content = with_weights(folder).content
+    evil = tmp_path / "evil"
+    evil.write_bytes(b"evil")
+    planted = PackagedFile(path=path, source=evil, size_bytes=4, sha256=hashlib.sha256(b"evil").hexdigest())
+    package = replace(content.package, files=(*content.package.files, planted))
+    draft, index = compose(replace(content, package=package))
+    copy(draft, layout, index.digest, tags=["v1"])
+    with pytest.raises(RegistryError) as caught:
+        pull(read_version(layout, "v1"), tmp_path / "pulled")
+    assert "do not use this version" in caught.value.cure
+    assert not (tmp_path / "pulled").exists()
+
+
 def test_verify_finds_what_is_damaged(folder, tmp_path):
     layout = Layout(LayoutReference(tmp_path / "layout"))
     send(folder, layout)
@@ -314,6 +362,21 @@ def test_verify_finds_what_is_damaged(folder, tmp_path):
     path.unlink()
     shallow = {check.name: check for check in verify(version, shallow=True)}
     assert "missing" in shallow["content"].detail
+
+
+def test_a_version_that_is_served_by_its_name_survives_a_prune(folder, tmp_path, monkeypatch):
+    """And its weights are used where they were put, though config.yaml and the lock have them somewhere else."""
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(tmp_path / "cache"))
+    (folder / "checkpoint").rename(tmp_path / "outside")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("path: checkpoint", "path: ../outside"))
+    assert main(["upload", str(folder), "--no-image"]) == 0
+    served = materialize("greeter:v1")
+    assert main(["cache", "prune", "--all", "--yes"]) == 0
+    config = load_config(served.folder, overrides=served.overrides)
+    place = prepare(config, served.folder, Terms(offline=True))["default"]
+    assert checkpoint_of(place) == WEIGHTS
 
 
 def test_an_image_is_no_version(tmp_path):
