@@ -185,7 +185,10 @@ class Lock(_Part):
     def check_checkpoints(
         self, config: Config, is_needed: Callable[[CheckpointSourceConfig], bool] = lambda _: True
     ) -> list[str]:
-        """Return the differences that decide which files are used; one that not `is_needed` may be without a pin."""
+        """Return the differences that decide which files are used.
+
+        A checkpoint that not `is_needed` may be without a pin, and its folder somewhere else than where it was pinned.
+        """
         wanted = named_checkpoints(config.checkpoints)
         found = [
             f"the checkpoint '{name}' is not locked"
@@ -200,7 +203,10 @@ class Lock(_Part):
         for name, checkpoint in wanted.items():
             if name in self.checkpoints:
                 label = "checkpoints" if name == DEFAULT_NAME else f"checkpoints.additional.{name}"
-                found += [f"{label}.{each}" for each in self.checkpoints[name].differences(checkpoint)]
+                pinned = self.checkpoints[name]
+                if pinned.type == checkpoint.type == "local" and not is_needed(checkpoint):
+                    pinned = pinned.model_copy(update={"path": checkpoint.path})
+                found += [f"{label}.{each}" for each in pinned.differences(checkpoint)]
         return found
 
 
