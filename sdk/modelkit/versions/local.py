@@ -7,7 +7,7 @@ from modelkit.checkpoints.cache import cache_dir
 from modelkit.errors import UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.versions.names import open_version, version_reference
-from modelkit.versions.pull import PulledModel, place_of_checkpoints, pull
+from modelkit.versions.pull import PulledModel, pull
 
 __all__ = ["looks_like_reference", "materialize"]
 
@@ -37,4 +37,4 @@ def materialize(
             except UsageError:
                 if not folder.exists():  # otherwise another process was faster
                     raise
-        return PulledModel(folder, place_of_checkpoints(version, folder))
+        return PulledModel.of(version, folder)

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from modelkit.checkpoints.cache import Cache, sync_file
-from modelkit.checkpoints.lock import Lock, LockedCheckpoint
+from modelkit.checkpoints.lock import DEFAULT_NAME, Lock, LockedCheckpoint
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress
@@ -35,18 +35,20 @@ WEIGHTS_DIR = "checkpoints"
 
 @dataclass(frozen=True, slots=True)
 class PulledModel:
-    """A model folder that was pulled, and where in it each checkpoint of the version is."""
+    """A model folder that was pulled, and where each checkpoint of the version is.
+
+    `overrides` are the settings that make it use the weights in it, where config.yaml looks for them elsewhere.
+    """
 
     folder: Path
     checkpoints: Mapping[str, Path]
+    overrides: tuple[str, ...] = ()
 
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """Settings that make the folder use the weights beside it, wherever config.yaml says they come from."""
-        default = self.checkpoints.get("default")
-        if default is None or not default.is_relative_to(self.folder):
-            return ()
-        return ("checkpoints.type=local", f"checkpoints.path={default.relative_to(self.folder).as_posix()}")
+    @classmethod
+    def of(cls, version: Version, folder: Path) -> Self:
+        """Return what there is once a version has been pulled into a folder."""
+        places = place_of_checkpoints(version, folder)
+        return cls(folder, places, tuple(_overrides(version, folder, places)))
 
 
 def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROGRESS) -> PulledModel:
@@ -70,7 +72,7 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             f"cannot write {folder}: {error.strerror or error}",
             cure="make room or name another folder with --to",
         ) from error
-    return PulledModel(folder, place_of_checkpoints(version, folder))
+    return PulledModel.of(version, folder)
 
 
 def place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
@@ -107,11 +109,31 @@ def _keep_weights(version: Version, places: Mapping[str, str], draft: Path) -> N
         shutil.rmtree(draft / places[name])
 
 
+def _overrides(version: Version, folder: Path, places: Mapping[str, Path]) -> Iterator[str]:
+    for name, place in places.items():
+        section = _section(version, name)
+        if not place.is_relative_to(folder):
+            continue
+        path, key = place.relative_to(folder).as_posix(), _key(name)
+        if section.get("type") != "local":
+            yield f"{key}.type=local"
+        if section.get("path") != path:
+            yield f"{key}.path={path}"
+
+
+def _key(name: str) -> str:
+    return "checkpoints" if name == DEFAULT_NAME else f"checkpoints.additional.{name}"
+
+
+def _section(version: Version, name: str) -> Mapping[str, Any]:
+    """Return what config.yaml says of a checkpoint."""
+    section = version.config.get("checkpoints") or {}
+    return section if name == DEFAULT_NAME else (section.get("additional") or {}).get(name) or {}
+
+
 def _place(version: Version, name: str) -> str:
     """Return where in the folder a checkpoint goes: where config.yaml looks for it, if that is inside."""
-    section = version.config.get("checkpoints") or {}
-    if name != "default":
-        section = (section.get("additional") or {}).get(name) or {}
+    section = _section(version, name)
     path = str(section.get("path") or "")
     inside = path and not path.startswith(("/", "~")) and ".." not in path.split("/")
     return path if section.get("type") == "local" and inside else f"{WEIGHTS_DIR}/{name}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -11,7 +12,7 @@ from greeter import MODEL, WEIGHTS, send, with_weights
 from modelkit.checkpoints.lock import Lock
 from modelkit.checkpoints.resolve import Terms, make_lock, prepare
 from modelkit.cli.app import main
-from modelkit.config import load_config
+from modelkit.config import check_config, load_config
 from modelkit.errors import RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
@@ -119,6 +120,7 @@ def test_a_version_comes_back_as_the_same_folder(folder, store, tmp_path):
     pulled = pull(read_version(store, "v1"), tmp_path / "pulled")
     assert checkpoint_of(pulled.checkpoints["default"]) == WEIGHTS
     assert pulled.checkpoints["default"] == tmp_path / "pulled/checkpoint"
+    assert pulled.overrides == ()
     without = [folder / "checkpoint"]
     assert (
         collect(pulled.folder, without=[pulled.folder / "checkpoint"]).digest
@@ -126,6 +128,32 @@ def test_a_version_comes_back_as_the_same_folder(folder, store, tmp_path):
     )
     again = send(pulled.folder, store)
     assert not again.is_new
+
+
+def test_weights_that_lay_outside_of_the_folder_are_found_where_they_were_pulled_to(folder, tmp_path):
+    (folder / "checkpoint").rename(tmp_path / "elsewhere")
+    config = folder / "config.yaml"
+    config.write_text(
+        config.read_text().replace("path: checkpoint", "path: ../elsewhere")
+        + "  additional:\n    extra: {type: local, path: ../elsewhere}\n"
+    )
+    read = read_folder(folder)
+    places = dict.fromkeys(["default", "extra"], tmp_path / "elsewhere")
+    content = add_weights(read, make_lock(read.config, folder), places).content
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        draft, index = compose(content)
+        copy(draft, store, index.digest, tags=["v1"])
+        pulled = pull(read_version(store, "v1"), tmp_path / "there/pulled")
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert pulled.overrides == (
+        "checkpoints.path=checkpoints/default",
+        "checkpoints.additional.extra.path=checkpoints/extra",
+    )
+    found, problems = check_config(pulled.folder, overrides=pulled.overrides)
+    assert problems == []
+    assert prepare(found, pulled.folder, Terms(offline=True)) == {
+        name: pulled.folder / f"checkpoints/{name}" for name in places
+    }
 
 
 def test_large_files_are_split_and_put_together_again(folder, store, tmp_path, small_parts):
