@@ -345,3 +345,11 @@ def test_a_version_is_served_by_its_name(folder, run, tmp_path):
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
+
+
+def test_a_version_in_a_registry_is_not_served_offline(folder, run, own_registry):
+    reference = own_registry.reference("greeter").at(tag="v1")
+    own_registry.kill()  # whoever asks it all the same gets another message
+    err = run("serve", reference, "--offline", code=1).err
+    assert f"{reference} is in a registry, and the network may not be used" in err
+    assert "modelkit pull" in err

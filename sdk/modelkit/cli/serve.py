@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints
+from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints, promise_offline
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, find_config, load_config
@@ -112,7 +112,7 @@ def command(
         return _reload(path)
     _end_with_the_watcher()
     progress = _Progress()
-    path, settings = _find_folder(path)
+    path, settings = _find_folder(path, offline=promise_offline(offline))
     config = load_folder(path, environment, [*settings, *(overrides or ())])
     path = find_config(path).parent
     if engine is not None:
@@ -185,7 +185,7 @@ def _as_options(**values: Sequence[str | None] | None) -> list[str]:
     ]
 
 
-def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:
+def _find_folder(path: Path, *, offline: bool) -> tuple[Path, Sequence[str]]:
     """Return the model folder to serve, a version pulled where one is named, with the settings that find its weights."""
     if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
         return path, ()
@@ -194,7 +194,7 @@ def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:
     if not looks_like_reference(str(path)):
         return path, ()
     with console.transfer(f"pulling {path}") as progress:
-        pulled = materialize(str(path), progress=progress)
+        pulled = materialize(str(path), offline=offline, progress=progress)
     return pulled.folder, pulled.overrides
 
 
