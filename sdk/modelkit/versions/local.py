@@ -8,7 +8,7 @@ from modelkit.errors import LoadError, UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import LayoutReference
 from modelkit.versions.names import open_version, version_reference
-from modelkit.versions.pull import PulledModel, place_of_checkpoints, pull
+from modelkit.versions.pull import PulledModel, pull, pulled_model
 
 __all__ = ["looks_like_reference", "materialize"]
 
@@ -49,4 +49,4 @@ def materialize(
             except UsageError:
                 if not folder.exists():  # otherwise another process was faster
                     raise
-        return PulledModel(folder, place_of_checkpoints(version, folder))
+        return pulled_model(version, folder)

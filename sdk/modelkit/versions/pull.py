@@ -25,7 +25,7 @@ from modelkit.registry.modelpack import WeightLayer, check_complete, check_path
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.version import Version
 
-__all__ = ["PulledModel", "place_of_checkpoints", "pull"]
+__all__ = ["PulledModel", "pull", "pulled_model"]
 
 _WORKERS = 4
 _DONE = ".done"
@@ -35,18 +35,24 @@ WEIGHTS_DIR = "checkpoints"
 
 @dataclass(frozen=True, slots=True)
 class PulledModel:
-    """A model folder that was pulled, and where in it each checkpoint of the version is."""
+    """A model folder that was pulled, and where in it each checkpoint of the version is.
+
+    `environment` and `settings` (--env, --set) were laid over its config.yaml as it was uploaded.
+    """
 
     folder: Path
     checkpoints: Mapping[str, Path]
+    environment: str | None = None
+    settings: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Settings that make the folder use the weights beside it, wherever config.yaml says they come from."""
+        """All settings, with those that make the folder use the weights beside it, wherever they came from."""
         default = self.checkpoints.get("default")
         if default is None or not default.is_relative_to(self.folder):
-            return ()
-        return ("checkpoints.type=local", f"checkpoints.path={default.relative_to(self.folder).as_posix()}")
+            return self.settings
+        place = default.relative_to(self.folder).as_posix()
+        return (*self.settings, "checkpoints.type=local", f"checkpoints.path={place}")
 
 
 def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROGRESS) -> PulledModel:
@@ -70,10 +76,16 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             f"cannot write {folder}: {error.strerror or error}",
             cure="make room or name another folder with --to",
         ) from error
-    return PulledModel(folder, place_of_checkpoints(version, folder))
+    return pulled_model(version, folder)
 
 
-def place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
+def pulled_model(version: Version, folder: Path) -> PulledModel:
+    """Return what is in a folder that a version was pulled into."""
+    environment, settings = version.settings
+    return PulledModel(folder, _place_of_checkpoints(version, folder), environment, settings)
+
+
+def _place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
     """Return where each checkpoint of a pulled version is: in its folder, or in the cache where its lock looks for it."""
     kept = {name: Cache().find_checkpoint(pinned) for name, pinned in _cached(version).items()}
     return {name: kept.get(name) or folder / _place(version, name) for name in version.weights}
