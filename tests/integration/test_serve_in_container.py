@@ -1,6 +1,7 @@
 """`modelkit serve --in-container`: it answers, and the container is gone whatever ends it."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from fixtures_docker import write_folder
 from modelkit import Client
+from modelkit.cli.app import main
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -209,20 +213,33 @@ def test_a_port_that_is_taken(docker, folder):
         assert f"port {port} of 127.0.0.1 is in use" in second.output()
 
 
-def test_weights_that_are_not_in_the_image_are_mounted(docker, folder, tmp_path, monkeypatch):
-    """From the Hub's cache, whose files are links out of their folder."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub/models--org--name"
-    snapshot = repository / "snapshots" / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    (repository / "blobs/b1").write_text("from the hub")
-    (snapshot / "weights.txt").symlink_to("../../blobs/b1")
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("a" * 40)
-    override = "checkpoints={type: huggingface, repo_id: org/name}"
-    with (
-        serving(folder, "--set", override, env={"HF_HUB_OFFLINE": "1"}) as served,
-        Client(served.ready()["address"]) as client,
-    ):
-        assert client.methods.weights() == "from the hub"
+def test_weights_that_are_not_in_the_image_are_mounted(docker, folder, tmp_path):
+    """From modelkit's cache, whose checkpoints are links out of their folder."""
+    (tmp_path / "weights.txt").write_text("from afar")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    sha256 = hashlib.sha256(b"from afar").hexdigest()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/weights.txt"
+        override = f"checkpoints={{type: http, files: [{{url: '{url}', sha256: {sha256!r}}}]}}"
+        environment = {"HF_HUB_OFFLINE": "0", "MODELKIT_CACHE_DIR": str(tmp_path / "cache")}
+        with (
+            serving(folder, "--set", override, env=environment) as served,
+            Client(served.ready()["address"]) as client,
+        ):
+            assert client.methods.weights() == "from afar"
+        server.shutdown()
+    assert not (folder / "modelkit.lock").exists()
+
+
+def test_a_version_is_served_from_a_container(docker, base_image, tmp_path, monkeypatch):
+    """Its weights were in a folder beside the model's, which modelkit.lock names, and are in the version now."""
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/weights.txt").write_text("eight")
+    made = write_folder(tmp_path / "made", base_image, "checkpoints: {type: local, path: ../weights}\n")
+    assert main(["upload", str(made), "--no-image", "--set", "server.max_queue=5"]) == 0
+    docker.tags.add("worker:dev")
+    with serving("worker:v1") as server, Client(server.ready()["address"]) as client:
+        assert client.methods.weights() == "eight"

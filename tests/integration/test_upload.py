@@ -16,10 +16,12 @@ import pytest
 from greeter import MODEL, WEIGHTS, with_weights, write_greeter
 from modelkit import Client
 from modelkit.cli.app import main
+from modelkit.config import load_config
 from modelkit.registry import Draft, LayoutReference, copy
 from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
 from modelkit.versions.attachments import attached
+from modelkit.versions.local import materialize
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
 from modelkit.versions.version import compose
 
@@ -345,3 +347,26 @@ def test_a_version_is_served_by_its_name(folder, run, tmp_path):
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
+
+
+def test_what_was_laid_over_config_yaml_holds_for_the_version_too(folder, run, tmp_path):
+    (folder / "config.prod.yaml").write_text("server: {max_queue: 7}\n")
+    run("upload", folder, "--env", "prod", "--set", "server.max_concurrency=3")
+    out = json.loads(run("pull", "greeter:v1", "--to", tmp_path / "here", "--json").out)
+    assert out["env"] == "prod"
+    assert out["set"][0] == "server.max_concurrency=3"
+    served = materialize("greeter:v1")
+    config = load_config(served.folder, environment=served.environment, overrides=served.overrides)
+    assert (config.server.max_queue, config.server.max_concurrency) == (7, 3)
+    again = materialize("greeter:v1")
+    assert again == served
+    run("upload", folder)
+    assert (materialize("greeter:v2").environment, materialize("greeter:v2").settings) == (None, ())
+
+
+def test_a_version_in_a_registry_is_not_served_offline(folder, run, own_registry):
+    reference = own_registry.reference("greeter").at(tag="v1")
+    own_registry.kill()  # whoever asks it all the same gets another message
+    err = run("serve", reference, "--offline", code=1).err
+    assert f"{reference} is in a registry, and the network may not be used" in err
+    assert "modelkit pull" in err

@@ -45,7 +45,7 @@ class ChangedFileError(LoadError):
 
     def __init__(self, path: str, where: str) -> None:
         super().__init__(
-            f"{path} changed at {where} while it was fetched: nothing of it was kept",
+            f"{path} changed at {where} while it was fetched: nothing of it counts",
             cure="try again; where it was meant to change, `modelkit lock --update` pins the new files",
         )
 

@@ -13,7 +13,7 @@ from modelkit.errors import ConfigError
 if TYPE_CHECKING:
     from modelkit.checkpoints.resolve import Terms
 
-__all__ = ["is_own_config", "load_folder", "prepare_checkpoints", "terms_in_view"]
+__all__ = ["is_own_config", "load_folder", "prepare_checkpoints", "promise_offline", "terms_in_view"]
 
 
 def load_folder(path: Path, environment: str | None, overrides: Sequence[str]) -> Config:
@@ -31,16 +31,24 @@ def is_own_config(environment: str | None, overrides: Sequence[str] | None) -> b
     return not (environment or os.environ.get("MODELKIT_ENV") or overrides)
 
 
+def promise_offline(offline: bool) -> bool:
+    """Return whether the network may not be used, which an engine and what model.py imports hear of too."""
+    from modelkit.checkpoints.resolve import is_offline
+
+    offline = offline or is_offline()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return offline
+
+
 @contextmanager
 def terms_in_view(
     title: str = "fetching", *, offline: bool = False, writes_lock: bool = True
 ) -> "Iterator[Terms]":
     """Return terms whose progress and notes are shown."""
-    from modelkit.checkpoints.resolve import Terms, is_offline
+    from modelkit.checkpoints.resolve import Terms
 
-    offline = offline or is_offline()
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # an engine, and what model.py imports, keep the promise too
+    offline = promise_offline(offline)
     with console.transfer(title) as progress:
         yield Terms(
             offline=offline,

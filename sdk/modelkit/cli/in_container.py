@@ -88,7 +88,7 @@ def _options(
     elif plan.weights == "mounted":
         mounts = [mount_of(name, folder) for name, folder in fetch_weights(plan, hold=True).items()]
         folders = {name: mount.checkpoint for name, mount in zip(plan.checkpoints, mounts, strict=True)}
-        arguments += ["--set", local_weights_override(folders)]
+        arguments += ["--set", local_weights_override(plan.config, folders)]
         environment = {"HF_HUB_OFFLINE": "1"}
     names = [secret.env_var for secret in plan.config.secrets] + ([api_key_env] if api_key_env else [])
     return ContainerOptions(

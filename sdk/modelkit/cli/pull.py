@@ -1,6 +1,7 @@
 """`modelkit pull`: a version becomes a model folder again, weights and all."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,12 +42,19 @@ def command(
     if as_json:
         checkpoints = {name: str(path) for name, path in pulled.checkpoints.items()}
         console.json(
-            {"folder": str(folder), "digest": digest, "checkpoints": checkpoints, "set": pulled.overrides}
+            {
+                "folder": str(folder),
+                "digest": digest,
+                "checkpoints": checkpoints,
+                "env": pulled.environment,
+                "set": pulled.overrides,
+            }
         )
         return
     console.success(f"{found} is in {folder}")
-    settings = "".join(f" --set {each}" for each in pulled.overrides)
-    console.info(f"  serve it with: modelkit serve {folder} --local{settings}")
+    options = ["--env", pulled.environment] if pulled.environment else []
+    options += [part for each in pulled.overrides for part in ("--set", each)]
+    console.info(f"  serve it with: {shlex.join(['modelkit', 'serve', str(folder), '--local', *options])}")
     console.result(str(folder))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from modelkit.cli import console
-from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints
+from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints, promise_offline
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, find_config, load_config
@@ -24,6 +24,7 @@ from modelkit.errors import LoadError, UsageError
 if TYPE_CHECKING:
     from modelkit.model import Model
     from modelkit.server import Server, ServerOptions, TlsFiles
+    from modelkit.versions.pull import PulledModel
 
 __all__ = ["command"]
 
@@ -112,7 +113,9 @@ def command(
         return _reload(path)
     _end_with_the_watcher()
     progress = _Progress()
-    path, settings = _find_folder(path)
+    path, pulled = _find_folder(path, offline=promise_offline(offline))
+    environment = environment or (pulled.environment if pulled else None)
+    settings = pulled.overrides if pulled else ()
     config = load_folder(path, environment, [*settings, *(overrides or ())])
     path = find_config(path).parent
     if engine is not None:
@@ -128,7 +131,9 @@ def command(
             path,
             Publishing(host=host, port=port, http_port=_http_port(http_port, port) if http else None),
             config_options=_as_options(
-                env=[environment or os.environ.get("MODELKIT_ENV")], set=overrides, engine=[engine]
+                env=[environment or os.environ.get("MODELKIT_ENV")],
+                set=[*(pulled.settings if pulled else ()), *(overrides or ())],
+                engine=[engine],
             ),
             server_options=_as_options(
                 cors_origin=cors_origins, api_key_env=[api_key_env], log_format=[log_format]
@@ -185,17 +190,17 @@ def _as_options(**values: Sequence[str | None] | None) -> list[str]:
     ]
 
 
-def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:
-    """Return the model folder to serve, a version pulled where one is named, with the settings that find its weights."""
+def _find_folder(path: Path, *, offline: bool) -> "tuple[Path, PulledModel | None]":
+    """Return the model folder to serve; where a version is named, the one that it was pulled into, and what it needs."""
     if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
-        return path, ()
+        return path, None
     from modelkit.versions.local import looks_like_reference, materialize
 
     if not looks_like_reference(str(path)):
-        return path, ()
+        return path, None
     with console.transfer(f"pulling {path}") as progress:
-        pulled = materialize(str(path), progress=progress)
-    return pulled.folder, pulled.overrides
+        pulled = materialize(str(path), offline=offline, progress=progress)
+    return pulled.folder, pulled
 
 
 class _Progress:

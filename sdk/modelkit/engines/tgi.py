@@ -22,6 +22,7 @@ class TgiEngine(ChildEngine):
     """Runs TGI's launcher where it is on the PATH: inside TGI's image."""
 
     name = "tgi"
+    # The launcher hands it to its router as an option, which `ps` shows inside of the container.
     key_variable = "API_KEY"
     flags: ClassVar[Flags] = {
         "tensor_parallel_size": flag("--num-shard"),

@@ -8,7 +8,7 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from modelkit.errors import BuildError
 from modelkit.image.cache import cache_dir
 from modelkit.image.layers import GZIP_LAYER, RAW_LAYER
 from modelkit.registry import Descriptor, Manifest, Store
+from modelkit.registry.content import PieceReader
 
 __all__ = ["BaseImage", "BasePython", "read_base"]
 
@@ -120,7 +121,7 @@ def _for_platform(index: Manifest, name: str, platform: str) -> Descriptor:
 
 def _read_names(store: Store, layer: Descriptor, pythons: dict[str, str]) -> None:
     """Add the interpreters of a layer, by path: the target of a link, "" for a file; and take away what it deletes."""
-    pieces = io.BufferedReader(_Reader(store.read_blob(layer)))
+    pieces = io.BufferedReader(PieceReader(store.read_blob(layer)))
     with pieces, tarfile.open(fileobj=pieces, mode="r|*") as archive:
         for member in archive:
             folder, _, name = posixpath.normpath("/" + member.name.removeprefix("./")).rpartition("/")
@@ -143,28 +144,3 @@ def _minor(pythons: Mapping[str, str], path: str) -> str:
             return ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     return ""
-
-
-class _Reader(io.RawIOBase):
-    """A blob's pieces as a file that is read from its beginning to its end."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        super().__init__()
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the piece at hand goes; 0 at the end."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size

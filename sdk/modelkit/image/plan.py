@@ -4,6 +4,7 @@ The layers lie so that what changes often lies on top: base, system packages, de
 fetched, asked or written here.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ class ImagePlan:
         if self.weights == "inside":
             options += [
                 "--set",
-                local_weights_override({name: weights_dir(name) for name in self.checkpoints}),
+                local_weights_override(self.config, {name: weights_dir(name) for name in self.checkpoints}),
             ]
         return [f"{VENV_DIR}/bin/modelkit", "serve", APP_DIR, "--host", "0.0.0.0", *options]  # noqa: S104 - inside
 
@@ -215,9 +216,17 @@ def default_tag(config: Config) -> str:
     return re.sub(r"[^a-z0-9]+", "-", config.model.id.lower()).strip("-") + ":dev"
 
 
-def local_weights_override(folders: Mapping[str, str]) -> str:
-    """Return the `--set` that makes a server take its checkpoints from folders, wherever config.yaml has them from."""
-    local = {name: f"type: local, path: {folder}" for name, folder in folders.items()}
+def local_weights_override(config: Config, folders: Mapping[str, str]) -> str:
+    """Return the `--set` that makes a server take its checkpoints from folders, wherever config.yaml has them from.
+
+    The pickles that it allows stay allowed: without that the server would refuse to load them.
+    """
+    pickles = {name: each.allow_pickle for name, each in named_checkpoints(config.checkpoints).items()}
+    local = {
+        name: f"type: local, path: {folder}"
+        + (f", allow_pickle: {json.dumps(pickles[name])}" if pickles[name] else "")
+        for name, folder in folders.items()
+    }
     further = ", ".join(f"{name}: {{{text}}}" for name, text in local.items() if name != DEFAULT_NAME)
     return f"checkpoints={{{local[DEFAULT_NAME]}" + (f", additional: {{{further}}}" if further else "") + "}"
 

@@ -5,15 +5,11 @@ Not compressed: what a compressor writes depends on its version, and code is sma
 
 import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator
-from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modelkit.errors import UsageError
 from modelkit.package.collect import Package, PackagedFile
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from modelkit.registry.content import PieceReader
 
 __all__ = ["bundle", "read_member", "unpack"]
 
@@ -62,7 +58,7 @@ def unpack(pieces: Iterable[bytes], folder: Path, listed: Container[str] | None 
         return tarfile.data_filter(member, path)
 
     try:
-        with tarfile.open(fileobj=_Reader(pieces), mode="r|") as tar:
+        with tarfile.open(fileobj=PieceReader(pieces), mode="r|") as tar:
             tar.extractall(folder, filter=check)  # noqa: S202 - `check` is stricter than "data"
     except tarfile.TarError as error:
         raise UsageError(
@@ -73,31 +69,9 @@ def unpack(pieces: Iterable[bytes], folder: Path, listed: Container[str] | None 
 
 def read_member(pieces: Iterable[bytes], path: str) -> bytes | None:
     """Return one small file of a bundle, None where it has none of that path; nothing after it is read."""
-    with tarfile.open(fileobj=_Reader(pieces), mode="r|") as tar:
+    with tarfile.open(fileobj=PieceReader(pieces), mode="r|") as tar:
         for member in tar:
             if member.name == path:
                 file = tar.extractfile(member)
                 return None if file is None else file.read()
     return None
-
-
-class _Reader(RawIOBase):
-    """Pieces as a file that is read from its beginning to its end."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = iter(pieces)
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        view = memoryview(buffer).cast("B")
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = piece
-        head, self._rest = self._rest[: len(view)], self._rest[len(view) :]
-        view[: len(head)] = head
-        return len(head)

@@ -3,12 +3,17 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelkit.errors import RegistryError
 from modelkit.registry.base import Content, Descriptor
 
-__all__ = ["PIECE_BYTES", "Bytes", "FilePart", "Pieces", "describe", "verified"]
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["PIECE_BYTES", "Bytes", "FilePart", "PieceReader", "Pieces", "describe", "verified"]
 
 # Large enough that a piece costs nothing beside its hash, small enough that a dozen of them do not count.
 PIECE_BYTES = 1024 * 1024
@@ -98,3 +103,28 @@ class Pieces:
         close = getattr(self._pieces, "close", None)
         if close is not None:
             close()
+
+
+class PieceReader(RawIOBase):
+    """Pieces as a file that is read once, from its beginning to its end: what `tarfile` wants."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        super().__init__()
+        self._pieces = iter(pieces)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Fill a buffer as far as the piece at hand goes; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        num = min(len(view), len(self._rest))
+        view[:num], self._rest = self._rest[:num], self._rest[num:]
+        return num

@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_WEIGHT",
     "MODEL_WEIGHT_CONFIG",
     "PART",
+    "SETTINGS",
     "WeightLayer",
     "check_complete",
     "check_path",
@@ -40,6 +41,7 @@ MODEL_CODE: Final = "application/vnd.cncf.model.code.v1.raw"
 MODEL_FILEPATH: Final = "org.cncf.model.filepath"
 PART: Final = "io.modelkit.part"  # of an entry of a version: image, package, weights
 CHECKPOINT: Final = "io.modelkit.checkpoint"  # the name of the checkpoint that weights belong to
+SETTINGS: Final = "io.modelkit.settings"  # JSON, of a package: what was laid over config.yaml
 FILE: Final = "io.modelkit.file"  # JSON: the file that a layer is, or is a part of
 
 

@@ -53,6 +53,8 @@ def read_folder(
         config=document,
         signatures=signatures,
         package=package,
+        environment=environment or os.environ.get("MODELKIT_ENV"),
+        overrides=tuple(overrides),
     )
     return Folder(model_dir, config, content, package.warnings)
 

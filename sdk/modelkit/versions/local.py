@@ -1,13 +1,14 @@
-"""A version as a folder that can be served: pulled once, kept, and used again without the network."""
+"""A version as a folder that can be served: pulled once and kept; later a registry is asked only which one is meant."""
 
 import re
 from pathlib import Path
 
 from modelkit.checkpoints.cache import cache_dir
-from modelkit.errors import UsageError
+from modelkit.errors import LoadError, UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
+from modelkit.registry import LayoutReference
 from modelkit.versions.names import open_version, version_reference
-from modelkit.versions.pull import PulledModel, pull
+from modelkit.versions.pull import PulledModel, pull, pulled_model
 
 __all__ = ["looks_like_reference", "materialize"]
 
@@ -23,13 +24,24 @@ def looks_like_reference(text: str) -> bool:
 
 
 def materialize(
-    text: str, *, plain_http: bool = False, progress: TransferProgress = NO_PROGRESS
+    text: str,
+    *,
+    plain_http: bool = False,
+    offline: bool = False,
+    progress: TransferProgress = NO_PROGRESS,
 ) -> PulledModel:
     """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError.
 
-    The folder belongs to the digest of the version: a tag that moves means another folder.
+    The folder belongs to the digest of the version: a tag that moves means another folder. Raises LoadError for a version
+    in a registry where the network may not be used.
     """
-    with open_version(version_reference(text), plain_http=plain_http) as version:
+    reference = version_reference(text)
+    if offline and not isinstance(reference, LayoutReference):
+        raise LoadError(
+            f"{reference} is in a registry, and the network may not be used",
+            cure=f"`modelkit pull {reference}` where there is a network, and serve the folder; or leave --offline out",
+        )
+    with open_version(reference, plain_http=plain_http) as version:
         folder = cache_dir() / _PULLED / version.index.digest.partition(":")[2]
         if not folder.exists():
             try:
@@ -37,4 +49,4 @@ def materialize(
             except UsageError:
                 if not folder.exists():  # otherwise another process was faster
                     raise
-        return PulledModel.of(version, folder)
+        return pulled_model(version, folder)

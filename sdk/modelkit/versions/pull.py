@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from modelkit.checkpoints.cache import Cache, sync_file
 from modelkit.checkpoints.lock import DEFAULT_NAME, Lock, LockedCheckpoint
@@ -25,7 +25,7 @@ from modelkit.registry.modelpack import WeightLayer, check_complete, check_path
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.version import Version
 
-__all__ = ["PulledModel", "place_of_checkpoints", "pull"]
+__all__ = ["PulledModel", "pull", "pulled_model"]
 
 _WORKERS = 4
 _DONE = ".done"
@@ -37,18 +37,15 @@ WEIGHTS_DIR = "checkpoints"
 class PulledModel:
     """A model folder that was pulled, and where each checkpoint of the version is.
 
-    `overrides` are the settings that make it use the weights in it, where config.yaml looks for them elsewhere.
+    `environment` and `settings` (--env, --set) were laid over its config.yaml as it was uploaded; `overrides` are all
+    settings, with those that make it use the weights in it, where config.yaml looks for them elsewhere.
     """
 
     folder: Path
     checkpoints: Mapping[str, Path]
+    environment: str | None = None
+    settings: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, version: Version, folder: Path) -> Self:
-        """Return what there is once a version has been pulled into a folder."""
-        places = place_of_checkpoints(version, folder)
-        return cls(folder, places, tuple(_overrides(version, folder, places)))
 
 
 def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROGRESS) -> PulledModel:
@@ -72,10 +69,18 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             f"cannot write {folder}: {error.strerror or error}",
             cure="make room or name another folder with --to",
         ) from error
-    return PulledModel.of(version, folder)
+    return pulled_model(version, folder)
 
 
-def place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
+def pulled_model(version: Version, folder: Path) -> PulledModel:
+    """Return what is in a folder that a version was pulled into."""
+    environment, settings = version.settings
+    places = _place_of_checkpoints(version, folder)
+    overrides = (*settings, *_overrides(version, folder, places))
+    return PulledModel(folder, places, environment, settings, overrides)
+
+
+def _place_of_checkpoints(version: Version, folder: Path) -> dict[str, Path]:
     """Return where each checkpoint of a pulled version is: in its folder, or in the cache where its lock looks for it."""
     kept = {name: Cache().find_checkpoint(pinned) for name, pinned in _cached(version).items()}
     return {name: kept.get(name) or folder / _place(version, name) for name in version.weights}

@@ -15,7 +15,14 @@ from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import Descriptor, Draft, Manifest, Source, Store
 from modelkit.registry.base import EMPTY_CONFIG, INDEX, MANIFEST, TITLE
 from modelkit.registry.content import describe, verified
-from modelkit.registry.modelpack import CHECKPOINT, PART, WeightLayer, check_path, read_weights
+from modelkit.registry.modelpack import (
+    CHECKPOINT,
+    PART,
+    SETTINGS,
+    WeightLayer,
+    check_path,
+    read_weights,
+)
 from modelkit.versions.media_types import (
     CONFIG,
     LOCK,
@@ -40,12 +47,17 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionContent:
-    """What a version is made of. `config` is the checked config.yaml, `signatures` the document of the methods."""
+    """What a version is made of. `config` is the checked config.yaml, `signatures` the document of the methods.
+
+    `environment` and `overrides` (--env, --set) were laid over the config.yaml that is in the package.
+    """
 
     model_id: str
     config: Mapping[str, Any]
     signatures: Mapping[str, Any]
     package: Package
+    environment: str | None = None
+    overrides: Sequence[str] = ()
     lock: bytes | None = None
     checkpoints: Sequence[Checkpoint] = ()
     image: ImagePart | None = None
@@ -93,6 +105,9 @@ def _draft_package(draft: Draft, content: VersionContent) -> Manifest:
         "config": EMPTY_CONFIG.to_json(),
         "layers": [layer.to_json() for layer in layers],
     }
+    if content.environment or content.overrides:
+        settings = {"env": content.environment, "set": list(content.overrides)}
+        document["annotations"] = {SETTINGS: _json(settings).decode()}
     return draft.add_manifest(document)
 
 
@@ -142,6 +157,12 @@ class Version:
     def config(self) -> dict[str, Any]:
         """The checked config.yaml."""
         return self._read_json(CONFIG) or {}
+
+    @property
+    def settings(self) -> tuple[str | None, tuple[str, ...]]:
+        """The environment and the overrides that were laid over the package's config.yaml."""
+        said = json.loads(self.package.annotations.get(SETTINGS) or "{}")
+        return said.get("env"), tuple(said.get("set") or ())
 
     @property
     def signatures(self) -> dict[str, Any]:

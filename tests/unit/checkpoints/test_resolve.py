@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_a_folder_that_is_not_the_authors_own_config_is_not_locked(urls, write_f
     assert "is not pinned" in notes[-1]
 
 
+def test_an_image_still_allows_the_pickles_that_config_yaml_allows(write_folder, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    folder = write_folder(f"type: local, path: {weights}, allow_pickle: [pytorch_model.bin]")
+    config = load_config(folder)
+    (option,) = [part for part in plan_image(config, folder).entrypoint if part.startswith("checkpoints=")]
+    inside = load_config(folder, overrides=[option.replace("/weights/default", str(weights))])
+    assert prepare(inside, folder, Terms(offline=True)) == {"default": weights}
+
+
 def test_an_overlay_of_the_environment_is_not_locked_either(urls, write_folder, cache, monkeypatch):
     folder = write_folder(urls("config.json"))
     (folder / "config.prod.yaml").write_text(f"checkpoints: {{{urls('model.safetensors')}}}\n")
@@ -97,7 +109,7 @@ def test_an_upload_of_other_settings_is_not_locked(urls, write_folder, cache, tm
 def test_an_image_takes_its_weights_from_a_folder_whatever_was_locked(urls, write_folder, terms):
     folder = write_folder(urls("model.safetensors", "config.json"))
     place = prepare(load_config(folder), folder, terms)["default"]
-    settings = [local_weights_override({"default": str(place)})]
+    settings = [local_weights_override(load_config(folder), {"default": str(place)})]
     warnings = []
     told = Terms(cache=terms.cache, offline=True, on_warning=warnings.append)
     assert prepare(load_config(folder, overrides=settings), folder, told) == {"default": place}
