@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -343,6 +344,26 @@ def test_verify_finds_what_is_damaged(folder, tmp_path):
     path.unlink()
     shallow = {check.name: check for check in verify(version, shallow=True)}
     assert "missing" in shallow["content"].detail
+
+
+def test_verify_reads_the_key_before_anything_else(folder, tmp_path):
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        send(folder, store)
+        version = read_version(store, "v1")
+    told = []
+    progress = SimpleNamespace(begin=lambda *each: told.append(each))
+    with pytest.raises(UsageError, match="cannot be read"):
+        verify(version, key=tmp_path / "sign.pub", progress=progress)
+    assert told == []
+
+
+def test_a_version_that_is_not_there_names_the_command_that_lists_them(tmp_path):
+    with (
+        open_store(LayoutReference(tmp_path / "layout")) as store,
+        pytest.raises(RegistryError, match=r"there is no oci:.*:v9") as caught,
+    ):
+        read_version(store, "v9")
+    assert caught.value.cure == f"`modelkit versions oci:{tmp_path}/layout` lists what there is"
 
 
 def test_an_image_is_no_version(tmp_path):
