@@ -23,7 +23,7 @@ def looks_like_reference(text: str) -> bool:
 def materialize(
     text: str, *, plain_http: bool = False, progress: TransferProgress = NO_PROGRESS
 ) -> PulledModel:
-    """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError.
+    """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError, LoadError.
 
     The folder belongs to the digest of the version: a tag that moves means another folder.
     """

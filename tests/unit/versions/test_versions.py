@@ -13,7 +13,7 @@ from greeter import MODEL, WEIGHTS, send, with_weights
 from modelkit.checkpoints.lock import Lock
 from modelkit.checkpoints.resolve import Terms, make_lock, prepare
 from modelkit.config import check_config
-from modelkit.errors import RegistryError, UsageError
+from modelkit.errors import LoadError, RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
 from modelkit.registry.base import MANIFEST
@@ -153,6 +153,26 @@ def test_weights_that_lay_outside_of_the_folder_are_found_where_they_were_pulled
     assert prepare(found, pulled.folder, Terms(offline=True)) == {
         name: pulled.folder / f"checkpoints/{name}" for name in places
     }
+
+
+def test_a_pull_for_which_there_is_no_room_begins_nothing(folder, tmp_path, monkeypatch):
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        send(folder, store)
+        told = []
+        progress = SimpleNamespace(begin=lambda *each: told.append(each))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        with pytest.raises(LoadError, match=r"1\.3 MB have to be pulled, and .* has 1\.0 MB free"):
+            pull(read_version(store, "v1"), tmp_path / "pulled", progress=progress)
+    assert told == []
+
+
+def test_a_pull_into_what_cannot_be_written_failed_at_run_time(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        send(folder, store)
+        with pytest.raises(LoadError, match="cannot write") as caught:
+            pull(read_version(store, "v1"), tmp_path / "file/x")
+    assert caught.value.exit_code == 1
 
 
 def test_large_files_are_split_and_put_together_again(folder, store, tmp_path, small_parts):
