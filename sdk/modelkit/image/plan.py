@@ -181,11 +181,12 @@ def plan_image(
 
     `serve_options` are handed to `modelkit serve` in the image: what was laid over config.yaml here has to be there. With
     `mount_local_weights` a checkpoint that is a folder of this machine is left out: the image is for this machine only.
-    Raises UsageError where requirements.txt cannot work in an image, where the tag or the platform is none; ConfigError
+    Raises UsageError where requirements.txt cannot work in an image, where the tag, the base image or the platform is none; ConfigError
     where a file has a secret in it.
     """
     tag, platform = tag or default_tag(config), platform or config.build.platform
-    parse_reference(tag)
+    for name in (tag, base_image(config)):
+        parse_reference(name)
     if platform is not None and not _PLATFORM.fullmatch(platform):
         raise UsageError(
             f"'{platform}' is no platform", cure="write OS/ARCH, such as linux/amd64 or linux/arm64"

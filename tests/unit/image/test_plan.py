@@ -88,6 +88,11 @@ def test_what_no_builder_could_make_is_refused_by_the_dry_run_too(folder, option
         plan_image(config(), folder, **options)
 
 
+def test_a_base_image_that_is_no_name_is_refused_by_the_dry_run_too(folder):
+    with pytest.raises(UsageError, match="'x y' is not a repository name"):
+        plan_image(config(build={"image": "x y"}), folder)
+
+
 def test_build_image_takes_its_place(folder):
     plan = plan_image(config("vllm", build={"image": "registry.example.com/vllm:mine"}), folder)
     assert plan.base_image == "registry.example.com/vllm:mine"
