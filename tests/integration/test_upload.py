@@ -76,6 +76,7 @@ def test_from_folder_to_registry_and_back(folder, run, registry, tmp_path):
         ("v2", ["latest", "prod"]),
         ("v1", []),
     ]
+    assert "stable is v2 now" in run("upload", folder, "--to", f"{name}:stable").err
     pulled = run("pull", f"{name}:v1", "--to", tmp_path / "pulled")
     assert pulled.out.strip() == str(tmp_path / "pulled")
     assert (tmp_path / "pulled/model.py").read_text() == MODEL

@@ -12,6 +12,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from modelkit.checkpoints.base import (
     BrokenTransferError,
@@ -23,7 +24,7 @@ from modelkit.checkpoints.base import (
 )
 from modelkit.checkpoints.ranges import HttpRanges
 from modelkit.config import CheckpointSourceConfig
-from modelkit.errors import LoadError
+from modelkit.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
     import httpx
@@ -68,6 +69,7 @@ class HuggingFaceSource(CheckpointSource):
         """Return the repository's files at the commit that the revision stands for."""
         from huggingface_hub import HfApi
 
+        _check_endpoint()
         token = self._token
         try:
             info = HfApi(token=token).model_info(self.repo_id, revision=self.revision, files_metadata=True)
@@ -218,6 +220,16 @@ def _endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
+
+
+def _check_endpoint() -> None:
+    """Raise UsageError where HF_ENDPOINT is no address: no further try would mend that."""
+    address = urlsplit(_endpoint())
+    if address.scheme not in {"http", "https"} or not address.hostname:
+        raise UsageError(
+            f"HF_ENDPOINT is {_endpoint()!r}, which is no address of a hub",
+            cure="write it with its scheme, such as https://hf-mirror.example.com, or unset it",
+        )
 
 
 def _has_xet() -> bool:

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 LOCK_NAME = "modelkit.lock"
+LOCK_VERSION: Literal[1] = 1
 
 # What the checkpoint is called that `checkpoints` itself describes.
 DEFAULT_NAME = "default"
@@ -119,7 +120,7 @@ class EnginePin(_Part):
 class Lock(_Part):
     """The whole of modelkit.lock."""
 
-    lock_version: Literal[1] = 1
+    lock_version: Literal[1] = LOCK_VERSION
     checkpoints: Mapping[str, LockedCheckpoint] = Field(default_factory=dict)
     engine: EnginePin | None = None
     image: str | None = None
@@ -142,6 +143,9 @@ class Lock(_Part):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            if (version := _version_of(text)) > LOCK_VERSION:
+                cure = "update modelkit: pip install --upgrade modelkit-sdk"
+                raise _unreadable(file, f"it is of version {version}, by a newer modelkit", cure) from error
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise _unreadable(file, f"{place}: {first['msg']}" if place else first["msg"]) from error
@@ -252,6 +256,18 @@ def _without_defaults(value: Any) -> Any:
     return [_without_defaults(item) for item in value] if isinstance(value, list) else value
 
 
-def _unreadable(file: Path, reason: str) -> ConfigError:
-    cure = "make it anew with `modelkit lock --update`; it is not meant to be edited"
+def _version_of(text: str) -> int:
+    """Return the version that a lock says it has, 0 where it does not say."""
+    try:
+        version = json.loads(text)["lock_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return version if isinstance(version, int) else 0
+
+
+def _unreadable(
+    file: Path,
+    reason: str,
+    cure: str = "make it anew with `modelkit lock --update`; it is not meant to be edited",
+) -> ConfigError:
     return ConfigError([Problem(f"{LOCK_NAME} cannot be read: {reason}", cure, path=file)])

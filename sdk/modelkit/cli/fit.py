@@ -17,6 +17,7 @@ __all__ = ["command"]
 
 EXIT_DOES_NOT_FIT = 1
 _MOST_SUGGESTIONS = 5
+_LEAST_SIZE_CELLS = 12
 
 
 class _Asked(NamedTuple):
@@ -82,8 +83,9 @@ def command(
     model = _model(config, model_dir)
     settings = _settings(config, engine)
     device = _device(config, settings.engine, gpu, memory)
-    size = tensor_parallel_size or (device.count if gpu is not None and device.count > 1 else None)
-    if size is not None:
+    size = tensor_parallel_size or (device.count if gpu is not None and _spreads(settings) else 1)
+    if size > 1:
+        _check_size(size, settings, model)
         settings = replace(settings, tensor_parallel_size=size)
     asked = _Asked(model, settings, device, max_model_len, concurrency)
     found = estimate(model, settings, asked.device, max_model_len=max_model_len, concurrency=concurrency)
@@ -177,6 +179,26 @@ def _device(config: "Config | None", engine: str, gpu: str | None, memory: str |
     return device
 
 
+def _spreads(settings: "Settings") -> bool:
+    return settings.engine != "transformers"
+
+
+def _check_size(size: int, settings: "Settings", model: "Model") -> None:
+    """Refuse to count what no engine would start: layers are shared by whole heads."""
+    if not _spreads(settings):
+        raise UsageError(
+            f"transformers runs on one GPU, and --tp says {size}",
+            cure="leave --tp out, or name another --engine",
+        )
+    heads = model.architecture.num_attention_heads
+    if heads % size:
+        sizes = ", ".join(str(each) for each in range(1, size) if heads % each == 0)
+        raise UsageError(
+            f"{size} GPUs cannot share the {heads} attention heads of {model.architecture.name}",
+            cure=f"give --tp with one of: {sizes}",
+        )
+
+
 def _as_json(
     found: "Estimate", asked: _Asked, longest: int, most: int, changes: "list[Suggestion]"
 ) -> dict[str, Any]:
@@ -206,7 +228,8 @@ def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes:
     ]
     table = rows(found)
     width = max(len(text) for text, _ in table) + 2
-    lines += [f"  {text:<{width}}{gib(num_bytes):>12}" for text, num_bytes in table]
+    sizes = max([_LEAST_SIZE_CELLS, *(len(gib(num_bytes)) for _, num_bytes in table)])
+    lines += [f"  {text:<{width}}{gib(num_bytes):>{sizes}}" for text, num_bytes in table]
     lines.append("")
     if found.fits:
         verdict = console.paint("it fits", "green", sys.stdout)
@@ -228,7 +251,8 @@ def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes:
 
 def _limits(found: "Estimate", longest: int, most: int) -> str:
     if not longest:
-        return "there is no room for any KV cache"
+        fewer = f"there is room for {most:,} of {found.max_model_len:,} tokens"
+        return fewer if most else "there is no room for any KV cache"
     at_once = "one sequence" if found.concurrency == 1 else f"{found.concurrency:,} sequences"
     others = f", or for {most:,} of {found.max_model_len:,}" if most else ""
     return f"there is room for {at_once} of up to {longest:,} tokens{others}"

@@ -250,7 +250,10 @@ def _write(target: Path, files: Mapping[str, str]) -> None:
                 shown.parent.mkdir(parents=True, exist_ok=True)
                 (Path(staging) / name).replace(shown)  # a link is replaced, not followed to a file elsewhere
     except OSError as error:
-        raise UsageError(f"{shown} cannot be written: {error.strerror}") from error
+        raise UsageError(
+            f"{shown} cannot be written: {error.strerror}",
+            cure="choose another folder, or make room or writable",
+        ) from error
 
 
 def _next_steps(target: Path, template: str) -> str:

@@ -237,6 +237,8 @@ def _report(
         f"sent {size_text(result.copied.sent_bytes)}" if result.copied.num_sent else "nothing had to be sent"
     )
     console.success(f"{reference} is {'there' if result.is_new else 'unchanged'}; {sent}")
+    if target.tag not in {None, result.tag}:
+        console.info(f"  {target.tag} is {result.tag} now")
     console.info(f"  {_parts(folder)}")
     console.result(f"{reference}@{result.digest}")
 

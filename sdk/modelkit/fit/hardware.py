@@ -55,7 +55,9 @@ def device_by_name(name: str) -> Device:
 
 def device_of_size(size_bytes: int) -> Device:
     """Return a card of which only the memory is known: all of it is counted as usable."""
-    return Device(f"a GPU with {size_bytes / 1024**3:g} GiB", size_bytes, size_bytes)
+    gib = size_bytes / 1024**3
+    size = f"{gib:g} GiB" if gib >= 1 else f"{gib * 1024:g} MiB"
+    return Device(f"a GPU with {size}", size_bytes, size_bytes)
 
 
 def device_of_compute(compute: ComputeConfig) -> Device | None:

@@ -7,11 +7,16 @@ from modelkit.fit.limits import Suggestion
 
 __all__ = ["as_json", "engine_title", "gib", "rows", "spelled"]
 
+_LEAST_GIB = 0.05
+_MILLION, _BILLION = 1e6, 1e9
+
 _TITLES = {"turbomind": "lmdeploy (TurboMind)", "pytorch": "lmdeploy (PyTorch)"}
 
 
 def gib(num_bytes: float) -> str:
-    """Write an amount of memory for people."""
+    """Write an amount of memory for people: in MiB where GiB would round it away."""
+    if 0 < abs(num_bytes) < _LEAST_GIB * 1024**3:
+        return f"{num_bytes / 1024**2:.2f} MiB"
     return f"{num_bytes / 1024**3:.2f} GiB"
 
 
@@ -80,4 +85,6 @@ def as_json(found: Estimate) -> dict[str, Any]:
 
 def _kind(found: Estimate) -> str:
     estimated = ", estimated" if found.weights.is_estimate else ""
-    return f"{found.weights.num_parameters / 1e9:.2f} B in {found.dtype}{estimated}"
+    num = found.weights.num_parameters
+    count = f"{num / _BILLION:.2f} B" if num >= _BILLION / 10 else f"{num / _MILLION:.2f} M"
+    return f"{count} in {found.dtype}{estimated}"

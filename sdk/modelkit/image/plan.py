@@ -16,10 +16,11 @@ from modelkit import __version__
 from modelkit.checkpoints.lock import DEFAULT_NAME, named_checkpoints
 from modelkit.config import Config
 from modelkit.engines.catalog import ENGINES, base_image
-from modelkit.errors import Problem
+from modelkit.errors import Problem, UsageError
 from modelkit.image.requirements import ImageFile, Requirements, read_requirements
 from modelkit.image.sdk_wheel import DISTRIBUTION
 from modelkit.package import Package, collect
+from modelkit.registry import parse_reference
 
 __all__ = [
     "APP_DIR",
@@ -55,6 +56,8 @@ _TORCH_FAMILY = ("torch", "torchvision", "torchaudio", "transformers", "sentence
 
 # The first line of a rendered Dockerfile: one that begins so, whoever has changed it, gets the context it was made for.
 RENDERED_MARK = "# modelkit: COPY finds app/, weights/ and dependencies/"
+
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?")
 
 # Files of a model folder that are about the image and not in it.
 _NOT_CODE = frozenset({"Dockerfile", "compose.yaml", "compose.yml", ".dockerignore", ".modelkitignore"})
@@ -179,8 +182,16 @@ def plan_image(
 
     `serve_options` are handed to `modelkit serve` in the image: what was laid over config.yaml here has to be there. With
     `mount_local_weights` a checkpoint that is a folder of this machine is left out: the image is for this machine only.
-    Raises UsageError where requirements.txt cannot work in an image, ConfigError where a file has a secret in it.
+    Raises UsageError where requirements.txt cannot work in an image, where the tag, the base image or the platform is none; ConfigError
+    where a file has a secret in it.
     """
+    tag, platform = tag or default_tag(config), platform or config.build.platform
+    for name in (tag, base_image(config)):
+        parse_reference(name)
+    if platform is not None and not _PLATFORM.fullmatch(platform):
+        raise UsageError(
+            f"'{platform}' is no platform", cure="write OS/ARCH, such as linux/amd64 or linux/arm64"
+        )
     own = model_dir / "Dockerfile"
     info = ENGINES[config.engine.name] if config.engine else None
     engine_module = info.module if info is not None and not info.libraries else ""
@@ -190,8 +201,8 @@ def plan_image(
         config=config,
         model_dir=model_dir,
         base_image=base_image(config),
-        tag=tag or default_tag(config),
-        platform=platform or config.build.platform,
+        tag=tag,
+        platform=platform,
         requirements=requirements,
         code=tuple(ImageFile(file.path, file.source) for file in package.files if file.path not in _NOT_CODE),
         weights=_weights(config, mount_local=mount_local_weights),

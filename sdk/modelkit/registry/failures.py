@@ -31,8 +31,14 @@ class UnknownReferenceError(RegistryError):
     def __init__(self, reference: str, *, reason: str = "", cure: str = "") -> None:
         super().__init__(
             f"there is no {reference}" + (f": {reason}" if reason else ""),
-            cure=cure or f"`modelkit versions {reference.partition('@')[0]}` lists what there is",
+            cure=cure or f"`modelkit versions {_without_tag(reference)}` lists what there is",
         )
+
+
+def _without_tag(reference: str) -> str:
+    name = reference.partition("@")[0]
+    head, colon, tag = name.rpartition(":")
+    return head if colon and "/" not in tag else name
 
 
 class AccessError(RegistryError):

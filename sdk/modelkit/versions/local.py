@@ -30,7 +30,7 @@ def materialize(
     offline: bool = False,
     progress: TransferProgress = NO_PROGRESS,
 ) -> PulledModel:
-    """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError.
+    """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError, LoadError.
 
     The folder belongs to the digest of the version: a tag that moves means another folder. Raises LoadError for a version
     in a registry where the network may not be used.

@@ -17,9 +17,9 @@ from typing import Any
 
 from modelkit.checkpoints.cache import Cache, sync_file
 from modelkit.checkpoints.lock import DEFAULT_NAME, Lock, LockedCheckpoint
-from modelkit.errors import RegistryError, UsageError
+from modelkit.errors import LoadError, RegistryError, UsageError
 from modelkit.package import unpack
-from modelkit.progress import NO_PROGRESS, TransferProgress
+from modelkit.progress import NO_PROGRESS, TransferProgress, size_text
 from modelkit.registry.content import verified
 from modelkit.registry.modelpack import WeightLayer, check_complete, check_path
 from modelkit.registry.transfer import in_parallel
@@ -49,7 +49,10 @@ class PulledModel:
 
 
 def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROGRESS) -> PulledModel:
-    """Write a version into a folder that is not there yet, or is empty. Raises UsageError where it holds anything."""
+    """Write a version into a folder that is not there yet, or is empty.
+
+    Raises UsageError where it holds anything, LoadError where it cannot be written, RegistryError.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
             f"{folder} is there already, and pull overwrites nothing",
@@ -65,7 +68,7 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             _keep_weights(version, places, draft)
             _finish(draft, folder)
     except OSError as error:
-        raise UsageError(
+        raise LoadError(
             f"cannot write {folder}: {error.strerror or error}",
             cure="make room or name another folder with --to",
         ) from error
@@ -173,7 +176,9 @@ def _fetch_weights(
         if not _note(done, name, layer).exists() or not (draft / places[name] / layer.path).exists()
     ]
     if todo:
-        progress.begin(len(todo), sum(layer.descriptor.size_bytes for _, layer in todo))
+        todo_bytes = sum(layer.descriptor.size_bytes for _, layer in todo)
+        _check_disk(draft, todo_bytes)
+        progress.begin(len(todo), todo_bytes)
     names = {id(layer): name for name, found in layers.items() for layer in found}
 
     def fetch(item: tuple[Path, WeightLayer]) -> None:
@@ -184,6 +189,15 @@ def _fetch_weights(
     in_parallel(fetch, todo, _WORKERS)
     for name, found in layers.items():
         _check_wholes(found, draft / places[name])
+
+
+def _check_disk(draft: Path, todo_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(draft).free
+    if todo_bytes > free_bytes:
+        raise LoadError(
+            f"{size_text(todo_bytes)} have to be pulled, and {draft.parent} has {size_text(free_bytes)} free",
+            cure="make room or name another folder with --to",
+        )
 
 
 def _check_wholes(layers: Sequence[WeightLayer], folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelkit.errors import RegistryError
 from modelkit.progress import NO_PROGRESS, TransferProgress
@@ -16,6 +17,9 @@ from modelkit.versions.attachments import attached
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
 from modelkit.versions.signing import find_signer, load_public_key
 from modelkit.versions.version import Version
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 __all__ = ["Check", "verify"]
 
@@ -38,14 +42,18 @@ def verify(
     shallow: bool = False,
     progress: TransferProgress = NO_PROGRESS,
 ) -> list[Check]:
-    """Check a version. With `shallow`, blobs are only looked for; otherwise each is read and hashed."""
+    """Check a version. With `shallow`, blobs are only looked for; otherwise each is read and hashed.
+
+    Raises UsageError where the key cannot be read, before anything else is.
+    """
+    public_key = None if key is None else load_public_key(key)
     checks: list[tuple[str, Callable[[], tuple[bool | None, str]]]] = [
         ("content", lambda: _check_blobs(version, progress, shallow=shallow)),
         ("weights", lambda: _check_weights(version)),
         ("lock", lambda: _check_lock(version)),
         ("sbom", lambda: _check_attached(version, CYCLONEDX)),
         ("provenance", lambda: _check_provenance(version)),
-        ("signature", lambda: _check_signature(version, key)),
+        ("signature", lambda: _check_signature(version, key, public_key)),
     ]
     return [_run(name, check) for name, check in checks]
 
@@ -127,10 +135,12 @@ def _check_provenance(version: Version) -> tuple[bool | None, str]:
     return True, f"made {statement['predicate']['runDetails']['metadata']['finishedOn']}"
 
 
-def _check_signature(version: Version, key: Path | None) -> tuple[bool | None, str]:
-    if key is None:
+def _check_signature(
+    version: Version, key: Path | None, public_key: "EllipticCurvePublicKey | None"
+) -> tuple[bool | None, str]:
+    if public_key is None:
         return None, "not looked at: give the public key with --key"
-    signer = find_signer(version.store, version.index.digest, [load_public_key(key)])
+    signer = find_signer(version.store, version.index.digest, [public_key])
     return (
         signer is not None,
         f"signed by {key}" if signer is not None else f"the key {key} has not signed it",

@@ -35,6 +35,14 @@ def fetch(modelkit, write_folder):
     return run
 
 
+@pytest.mark.parametrize("endpoint", ["mirror.example.com", "ftp://mirror.example.com"])
+def test_an_endpoint_that_is_no_address_is_named_at_once(fetch, endpoint):
+    result = fetch(environment={"HF_ENDPOINT": endpoint})
+    assert result.returncode == 2
+    assert f"HF_ENDPOINT is '{endpoint}'" in result.stderr
+    assert "trying again" not in result.stderr
+
+
 def test_fetches_once_and_then_asks_nobody(hub, fetch):
     folder = fetch()
     assert names_in(folder) == {"config.json", "model.safetensors", "sub/empty.txt"}

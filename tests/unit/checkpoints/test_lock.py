@@ -38,7 +38,7 @@ def test_no_lock_is_none(tmp_path):
     ("change", "reason"),
     [
         (lambda text: text[:-20], "Invalid JSON"),
-        (lambda text: text.replace('"lock_version": 1', '"lock_version": 2'), "lock_version"),
+        (lambda text: text.replace('"lock_version": 1', '"lock_version": 0'), "lock_version"),
         (lambda text: text.replace("model.safetensors", "../../x"), "outside"),
         (lambda text: text.replace("0" * 64, "0" * 63), "sha256"),
         (lambda text: text.replace('"size_bytes": 7', '"size_bytes": -7'), "size_bytes"),
@@ -53,6 +53,16 @@ def test_a_damaged_lock_is_no_lock(write_folder, change, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         Lock.read(folder)
     assert "modelkit lock --update" in caught.value.problems[0].cure
+
+
+def test_a_lock_of_a_newer_modelkit_is_not_to_be_made_anew(write_folder):
+    folder = write_folder(TINY)
+    lock_of(folder).write(folder)
+    path = folder / LOCK_NAME
+    path.write_text(path.read_text().replace('"lock_version": 1', '"lock_version": 2, "new": true'))
+    with pytest.raises(ConfigError, match="of version 2, by a newer modelkit") as caught:
+        Lock.read(folder)
+    assert caught.value.problems[0].cure == "update modelkit: pip install --upgrade modelkit-sdk"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`modelkit fit`, and the gate in validate and serve: what is printed, and the exit codes."""
 
 import json
+import re
 
 import pytest
 
@@ -85,6 +86,55 @@ def test_tensor_parallelism_and_other_engines(folder, capsys):
     assert json.loads(capsys.readouterr().out)["tensor_parallel_size"] == 4
     assert main(["fit", "--gpu", "H200", "--engine", "lmdeploy:pytorch", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"] == "pytorch"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The folder of a checkpoint of half a million parameters."""
+    from modelkit.fit import read_architecture
+    from modelkit.fit.weights import expected_tensors
+
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000}
+    config = ck.QWEN2_7B | small | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    ck.write_config(tmp_path / "tiny", config)
+    tensors = {t.name: (t.dtype, t.shape) for t in expected_tensors(read_architecture(config))}
+    ck.write_safetensors(tmp_path / "tiny" / "model.safetensors", tensors)
+    return str(tmp_path / "tiny")
+
+
+def test_a_small_model_is_not_rounded_away(tiny, capsys):
+    assert main(["fit", tiny, "--memory", "512MiB", "--engine", "transformers"]) == 1
+    printed = capsys.readouterr().out
+    assert "on a GPU with 512 MiB, 0.50 GiB usable" in printed
+    assert re.search(r"weights \(0\.21 M in bfloat16\) +0\.4\d MiB", printed)
+    assert "0.00 GiB" not in printed
+
+
+def test_too_many_sequences_leave_room_for_fewer_and_the_columns_straight(tiny, capsys):
+    asked = ["--concurrency", "99999999999999999999", "--engine", "transformers", "--max-model-len", "2048"]
+    assert main(["fit", tiny, "--gpu", "H200", *asked]) == 1
+    printed = capsys.readouterr().out
+    assert "no room" not in printed
+    assert "there is room for 64 of 2,048 tokens" in printed
+    table = [line for line in printed.splitlines() if line.startswith("  ") and line.endswith("iB")]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_transformers_takes_one_card_of_a_machine(tiny, capsys):
+    assert main(["fit", tiny, "--gpu", "g5.12xlarge", "--engine", "transformers", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensor_parallel_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "transformers", "--tp", "2"], "transformers runs on one GPU, and --tp says 2"),
+        (["--engine", "vllm", "--tp", "3"], "3 GPUs cannot share the 4 attention heads"),
+    ],
+)
+def test_cards_that_no_engine_would_share_are_refused(tiny, capsys, arguments, words):
+    assert main(["fit", tiny, "--gpu", "A10G", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,9 @@ def test_a_file_in_the_place_of_the_folder(here, capsys):
 def test_a_folder_that_cannot_be_made(here, capsys):
     (here / "file").write_text("")
     assert main(["init", "file/demo"]) == 2
-    assert "cannot be written: Not a directory" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cannot be written: Not a directory" in error
+    assert "choose another folder" in error
 
 
 class Terminal(io.StringIO):

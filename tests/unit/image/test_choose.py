@@ -5,7 +5,8 @@ import pytest
 from modelkit.config import Config
 from modelkit.errors import BuildError, UsageError
 from modelkit.image import choose_builder, plan_image
-from modelkit.image.tool import find_tool
+from modelkit.image.builders.docker import DockerBuilder
+from modelkit.image.tool import Tool, find_tool
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,12 @@ def test_without_a_tool_the_one_that_needs_none(plan):
     builder, reason = choose_builder("auto", plan())
     assert builder.name == "oci"
     assert reason == "there is neither docker with BuildKit nor podman here"
+
+
+def test_docker_says_before_a_build_that_a_tag_has_no_registry(plan):
+    builder = DockerBuilder(Tool(name="docker", path="/nowhere/docker"))
+    with pytest.raises(UsageError, match="--push needs a registry, and m:dev names none"):
+        builder.build(plan(), {}, None, push=True)
 
 
 def test_docker_by_name_says_what_to_install(plan):

@@ -74,6 +74,25 @@ def test_the_base_is_the_engines_image_at_its_version(folder):
     assert chosen.base_image == "vllm/vllm-openai:v0.27.1"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tag": "Bad Name!"}, "not a repository name"),
+        ({"tag": "registry.example.com/Chat:v1"}, "upper-case"),
+        ({"platform": "amd64"}, "'amd64' is no platform"),
+        ({"platform": "linux/amd64 --push"}, "is no platform"),
+    ],
+)
+def test_what_no_builder_could_make_is_refused_by_the_dry_run_too(folder, options, message):
+    with pytest.raises(UsageError, match=message):
+        plan_image(config(), folder, **options)
+
+
+def test_a_base_image_that_is_no_name_is_refused_by_the_dry_run_too(folder):
+    with pytest.raises(UsageError, match="'x y' is not a repository name"):
+        plan_image(config(build={"image": "x y"}), folder)
+
+
 def test_build_image_takes_its_place(folder):
     plan = plan_image(config("vllm", build={"image": "registry.example.com/vllm:mine"}), folder)
     assert plan.base_image == "registry.example.com/vllm:mine"

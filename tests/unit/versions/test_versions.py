@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from modelkit.checkpoints.lock import Lock
 from modelkit.checkpoints.resolve import Terms, make_lock, prepare
 from modelkit.cli.app import main
 from modelkit.config import check_config, load_config
-from modelkit.errors import RegistryError, UsageError
+from modelkit.errors import LoadError, RegistryError, UsageError
 from modelkit.package import collect
 from modelkit.registry import Draft, LayoutReference, copy, open_store
 from modelkit.registry.base import MANIFEST
@@ -154,6 +155,26 @@ def test_weights_that_lay_outside_of_the_folder_are_found_where_they_were_pulled
     assert prepare(found, pulled.folder, Terms(offline=True)) == {
         name: pulled.folder / f"checkpoints/{name}" for name in places
     }
+
+
+def test_a_pull_for_which_there_is_no_room_begins_nothing(folder, tmp_path, monkeypatch):
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        send(folder, store)
+        told = []
+        progress = SimpleNamespace(begin=lambda *each: told.append(each))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        with pytest.raises(LoadError, match=r"1\.3 MB have to be pulled, and .* has 1\.0 MB free"):
+            pull(read_version(store, "v1"), tmp_path / "pulled", progress=progress)
+    assert told == []
+
+
+def test_a_pull_into_what_cannot_be_written_failed_at_run_time(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        send(folder, store)
+        with pytest.raises(LoadError, match="cannot write") as caught:
+            pull(read_version(store, "v1"), tmp_path / "file/x")
+    assert caught.value.exit_code == 1
 
 
 def test_large_files_are_split_and_put_together_again(folder, store, tmp_path, small_parts):
@@ -405,6 +426,26 @@ def test_a_version_that_is_served_by_its_name_survives_a_prune(folder, tmp_path,
     config = load_config(served.folder, overrides=served.overrides)
     place = prepare(config, served.folder, Terms(offline=True))["default"]
     assert checkpoint_of(place) == WEIGHTS
+
+
+def test_verify_reads_the_key_before_anything_else(folder, tmp_path):
+    with open_store(LayoutReference(tmp_path / "layout")) as store:
+        send(folder, store)
+        version = read_version(store, "v1")
+    told = []
+    progress = SimpleNamespace(begin=lambda *each: told.append(each))
+    with pytest.raises(UsageError, match="cannot be read"):
+        verify(version, key=tmp_path / "sign.pub", progress=progress)
+    assert told == []
+
+
+def test_a_version_that_is_not_there_names_the_command_that_lists_them(tmp_path):
+    with (
+        open_store(LayoutReference(tmp_path / "layout")) as store,
+        pytest.raises(RegistryError, match=r"there is no oci:.*:v9") as caught,
+    ):
+        read_version(store, "v9")
+    assert caught.value.cure == f"`modelkit versions oci:{tmp_path}/layout` lists what there is"
 
 
 def test_an_image_is_no_version(tmp_path):

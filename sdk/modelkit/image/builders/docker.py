@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from modelkit.errors import BuildError
+from modelkit.errors import BuildError, UsageError
 from modelkit.image.builders.base import BuiltImage, ImageLayer, Progress
 from modelkit.image.builders.causes import build_failure
 from modelkit.image.builders.plain_output import BuildOutput
@@ -26,6 +26,7 @@ from modelkit.image.sdk_wheel import sdk_wheel
 from modelkit.image.secrets import BuildSecrets, build_secrets
 from modelkit.image.tool import Tool, find_tool, tool_problem
 from modelkit.registry import parse_image
+from modelkit.registry.reference import DOCKER_HUB
 
 __all__ = ["DockerBuilder", "read_history"]
 
@@ -57,7 +58,7 @@ class DockerBuilder:
         self, plan: ImagePlan, weights: Mapping[str, Path], progress: Progress, *, push: bool = False
     ) -> BuiltImage:
         """Build the image into the tool's own store; see Builder."""
-        parse_image(plan.tag)  # which says what is wrong with it, in better words than the tool
+        _check_tag(plan.tag, push=push)
         secrets = build_secrets()
         with _one_at_a_time(plan, progress), tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
             source = self._source(plan, weights, progress)
@@ -207,6 +208,13 @@ def _one_at_a_time(plan: ImagePlan, progress: Progress) -> Iterator[None]:
             progress.on_stage("waiting for another build of this folder")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _check_tag(tag: str, *, push: bool) -> None:
+    """Say before the build what is wrong with a name, in better words than the tool, and whether it can be pushed."""
+    image = parse_image(tag)
+    if push and image.registry == DOCKER_HUB and image.repository.startswith("library/"):
+        raise UsageError(f"--push needs a registry, and {tag} names none", cure="--tag REGISTRY/NAME:TAG")
 
 
 def _require_tool() -> Tool:
