@@ -198,7 +198,10 @@ def uploads(
 
     for what, model in (("modelkit upload", folder / "model"), ("..., with a lock", locked_copy(folder))):
         target = f"{registry.host}/modelkit/{model.name}"
-        yield what, run(sys.executable, "-m", "modelkit", "-q", "upload", str(model), "--to", target)
+        yield (
+            what,
+            run(sys.executable, "-m", "modelkit", "-q", "upload", "--no-image", str(model), "--to", target),
+        )
     if importlib.util.find_spec("oras"):
         for kind in ("whole", "chunked"):
             files = [f"{path}:application/octet-stream" for path in paths]

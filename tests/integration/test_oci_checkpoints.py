@@ -38,7 +38,7 @@ def upload(tmp_path, monkeypatch):
         (folder / "config.yaml").write_text(
             "model: {id: greeter}\ncheckpoints: {type: local, path: checkpoint}\n"
         )
-        assert main(["upload", str(folder), "--to", to, "--no-image", *options]) == 0
+        assert main(["upload", str(folder), "--no-image", "--to", to, *options]) == 0
         return to
 
     return upload

@@ -20,7 +20,7 @@ from modelkit.config import load_config
 from modelkit.registry import Draft, LayoutReference, copy
 from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
-from modelkit.versions.attachments import attached
+from modelkit.versions.attachments import attach, attached
 from modelkit.versions.local import materialize
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
 from modelkit.versions.version import compose
@@ -138,6 +138,16 @@ def test_an_attachment_that_was_changed_is_found(folder, run, tmp_path):
     )
     assert "FAILED" in line
     assert "is not what its digest says" in line
+
+
+@pytest.mark.parametrize("data", [b"not JSON", b"[]", b'{"subject": [{}]}'])
+def test_an_attachment_of_somebody_else_does_not_stop_a_verification(folder, run, tmp_path, data):
+    run("upload", folder)
+    layout = Layout(LayoutReference(tmp_path / "versions" / "greeter"))
+    attach(layout, layout.get_manifest("v1"), IN_TOTO, data)
+    lines = run("verify", "greeter:v1", code=1).out.splitlines()
+    assert any(line.startswith("provenance") and "not written as it should be" in line for line in lines)
+    assert any(line.startswith("signature") for line in lines)
 
 
 def test_a_signature_that_openssl_checks_too(folder, run, keys, registry, tmp_path):

@@ -63,6 +63,8 @@ def _run(name: str, check: Callable[[], tuple[bool | None, str]]) -> Check:
         return Check(name, *check())
     except RegistryError as error:
         return Check(name, is_fine=False, detail=error.message)
+    except (AttributeError, KeyError, TypeError, ValueError):  # who may push may attach anything
+        return Check(name, is_fine=False, detail="it is not written as it should be")
 
 
 def _manifests(version: Version) -> Iterator[Manifest]:
