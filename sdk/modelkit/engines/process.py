@@ -177,6 +177,9 @@ class EngineProcess:
         tell_fd = await self._listen_for_last_word()
         try:
             return await self._spawn_guard(launch, tell_fd)
+        except BaseException:
+            self._close_last_word()
+            raise
         finally:
             os.close(tell_fd)  # the guard's own is the only one left: that it is closed tells too
 
@@ -188,6 +191,10 @@ class EngineProcess:
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", 0)
         )
         return tell_fd
+
+    def _close_last_word(self) -> None:
+        if self._last_word_pipe is not None:
+            self._last_word_pipe.close()
 
     async def _spawn_guard(self, launch: Launch, tell_fd: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -314,8 +321,7 @@ class EngineProcess:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             await self._finish_log()
-            if self._last_word_pipe is not None:
-                self._last_word_pipe.close()
+            self._close_last_word()
             # Only now: where this is cancelled half-way, the next one has to go on.
             self._process = None
 

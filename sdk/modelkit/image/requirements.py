@@ -152,7 +152,7 @@ def _included(path: Path, place: str, name: str, *, is_list: bool) -> dict[str, 
             f"{place} refers to {name}, which is no file of the model folder", cure="put it there"
         )
     found = {str(Path(name)): file}
-    if is_list:
+    if is_list and file.resolve() != path.resolve():  # pip reads a file that includes itself once
         for number, text in _logical_lines(file):
             below = _files(file, number, text)
             found |= {str(Path(name).parent / inner): inner_file for inner, inner_file in below.items()}
