@@ -34,9 +34,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def command(
-    path: Annotated[
-        Path, typer.Argument(help="The model folder, its config.yaml, or a version: chat:v3.")
-    ] = Path(),
+    target: Annotated[  # no Path, which would take ./chat:v3 for chat:v3
+        str, typer.Argument(metavar="path", help="The model folder, its config.yaml, or a version: chat:v3.")
+    ] = ".",
     *,
     local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -109,10 +109,10 @@ def command(
     if reload:
         if in_container:
             raise UsageError("--reload and --in-container exclude each other", cure="give one of the two")
-        return _reload(path)
+        return _reload(target)
     _end_with_the_watcher()
     progress = _Progress()
-    path, settings = _find_folder(path)
+    path, settings = _find_folder(target)
     config = load_folder(path, environment, [*settings, *(overrides or ())])
     path = find_config(path).parent
     if engine is not None:
@@ -185,16 +185,16 @@ def _as_options(**values: Sequence[str | None] | None) -> list[str]:
     ]
 
 
-def _find_folder(path: Path) -> tuple[Path, Sequence[str]]:
+def _find_folder(target: str) -> tuple[Path, Sequence[str]]:
     """Return the model folder to serve, a version pulled where one is named, with the settings that find its weights."""
-    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
-        return path, ()
+    if os.path.exists(target):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
+        return Path(target), ()
     from modelkit.versions.local import looks_like_reference, materialize
 
-    if not looks_like_reference(str(path)):
-        return path, ()
-    with console.transfer(f"pulling {path}") as progress:
-        pulled = materialize(str(path), progress=progress)
+    if not looks_like_reference(target):
+        return Path(target), ()
+    with console.transfer(f"pulling {target}") as progress:
+        pulled = materialize(target, progress=progress)
     return pulled.folder, pulled.overrides
 
 
@@ -429,9 +429,16 @@ def _end_with_the_watcher() -> None:
         end_with_watcher()
 
 
-def _reload(path: Path) -> int:
+def _reload(target: str) -> int:
     from modelkit.server.reload import serve_and_reload
+    from modelkit.versions.local import looks_like_reference
 
+    path = Path(target)
+    if looks_like_reference(target):
+        raise UsageError(
+            f"--reload watches a folder, and {target} is a version, which never changes",
+            cure=f"`modelkit pull {target}`, and serve the folder; or leave --reload out",
+        )
     if not path.exists():
         load_config(path)  # which says so
     model_dir = find_config(path).parent

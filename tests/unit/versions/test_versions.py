@@ -29,6 +29,7 @@ from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
 from modelkit.versions.folder import add_weights, read_folder
+from modelkit.versions.local import looks_like_reference
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -450,3 +451,24 @@ def test_what_cannot_be_written_is_said_before_anything_is_hashed(
         pytest.raises(RegistryError, match="cannot write"),
     ):
         check_upload(store, {"methods": {}})
+
+
+@pytest.mark.parametrize(
+    ("text", "is_reference"),
+    [
+        ("chat:v1", True),
+        ("./chat:v1", True),
+        ("oci:/srv/chat", True),
+        ("localhost:5000/team/chat", True),
+        ("chat@sha256:" + "0" * 64, True),
+        ("chat", False),
+        ("registry.example.com/team/chat", True),
+        ("models.d/chat", False),
+        ("models.old/chat", False),
+        ("/srv/chat", False),
+    ],
+)
+def test_what_serve_takes_for_a_version(text, is_reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.old").mkdir()
+    assert looks_like_reference(text) is is_reference
