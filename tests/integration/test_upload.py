@@ -343,9 +343,16 @@ def test_a_version_does_not_choose_the_folder_that_it_is_pulled_into(folder, run
 # ------------------------------------------------------------------------------------------------------------- serving
 
 
-def test_a_version_is_served_by_its_name(folder, run, tmp_path):
-    run("upload", folder)
-    command = [sys.executable, "-m", "modelkit", "serve", "greeter:v1", "--local", "--port", "0", "--json"]
+def test_a_version_is_nothing_to_watch(folder, run):
+    assert (
+        "greeter:v1 is a version, which never changes" in run("serve", "greeter:v1", "--reload", code=2).err
+    )
+
+
+@pytest.mark.parametrize("target", ["greeter:v1", "./layout:v1", "oci:layout"])
+def test_a_version_is_served_by_its_name(folder, run, tmp_path, target):
+    run("upload", folder, *([] if target == "greeter:v1" else ["--to", f"oci:{tmp_path}/layout"]))
+    command = [sys.executable, "-m", "modelkit", "serve", target, "--local", "--port", "0", "--json"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )

@@ -35,9 +35,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def command(
-    path: Annotated[
-        Path, typer.Argument(help="The model folder, its config.yaml, or a version: chat:v3.")
-    ] = Path(),
+    target: Annotated[  # no Path, which would take ./chat:v3 for chat:v3
+        str, typer.Argument(metavar="path", help="The model folder, its config.yaml, or a version: chat:v3.")
+    ] = ".",
     *,
     local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -110,10 +110,10 @@ def command(
     if reload:
         if in_container:
             raise UsageError("--reload and --in-container exclude each other", cure="give one of the two")
-        return _reload(path)
+        return _reload(target)
     _end_with_the_watcher()
     progress = _Progress()
-    path, pulled = _find_folder(path, offline=promise_offline(offline))
+    path, pulled = _find_folder(target, offline=promise_offline(offline))
     environment = environment or (pulled.environment if pulled else None)
     settings = pulled.overrides if pulled else ()
     config = load_folder(path, environment, [*settings, *(overrides or ())])
@@ -190,16 +190,16 @@ def _as_options(**values: Sequence[str | None] | None) -> list[str]:
     ]
 
 
-def _find_folder(path: Path, *, offline: bool) -> "tuple[Path, PulledModel | None]":
+def _find_folder(target: str, *, offline: bool) -> "tuple[Path, PulledModel | None]":
     """Return the model folder to serve; where a version is named, the one that it was pulled into, and what it needs."""
-    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
-        return path, None
+    if os.path.exists(target):  # noqa: PTH110 - Path.exists raises for a path that the system refuses
+        return Path(target), None
     from modelkit.versions.local import looks_like_reference, materialize
 
-    if not looks_like_reference(str(path)):
-        return path, None
-    with console.transfer(f"pulling {path}") as progress:
-        pulled = materialize(str(path), offline=offline, progress=progress)
+    if not looks_like_reference(target):
+        return Path(target), None
+    with console.transfer(f"pulling {target}") as progress:
+        pulled = materialize(target, offline=offline, progress=progress)
     return pulled.folder, pulled
 
 
@@ -434,9 +434,16 @@ def _end_with_the_watcher() -> None:
         end_with_watcher()
 
 
-def _reload(path: Path) -> int:
+def _reload(target: str) -> int:
     from modelkit.server.reload import serve_and_reload
+    from modelkit.versions.local import looks_like_reference
 
+    path = Path(target)
+    if looks_like_reference(target):
+        raise UsageError(
+            f"--reload watches a folder, and {target} is a version, which never changes",
+            cure=f"`modelkit pull {target}`, and serve the folder; or leave --reload out",
+        )
     if not path.exists():
         load_config(path)  # which says so
     model_dir = find_config(path).parent

@@ -95,6 +95,8 @@ def _explain_text(entry: Entry, path: Path, context: Mapping[str, Any]) -> tuple
     if not isinstance(value, Scalar) or value.value is None:
         return f"must be text, not {_kind(entry)}", "write one value, in quotes if need be"
     cure = f'put it in quotes: "{_clip(value.text)}"'
+    if value.span.source.path is None:  # an option: the shell takes the outer quotes away
+        cure = f"put it in quotes, and in others for the shell: 'KEY=\"{_clip(value.text)}\"'"
     if isinstance(value.value, bool):
         return f"must be text, and YAML reads {value.text} as a yes or no", cure
     kind = _kind(entry) if str(value.value) == value.text else f"the number {value.value}"

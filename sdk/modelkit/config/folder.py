@@ -24,6 +24,10 @@ def read_config(path: Path) -> Source | Problem:
     """Read the config of a model folder (or the file given); where there is none, say how to get one."""
     try:
         file = find_config(path)
+        if file.suffix == ".py" and file.is_file():
+            return Problem(
+                f"{path} is Python, and no {CONFIG_NAME}", f"give the folder: {path.parent}", path=path
+            )
         if file.is_symlink() or file.exists():
             return read_source(file)
     except (OSError, ValueError) as error:  # a path that the system refuses

@@ -13,14 +13,19 @@ from modelkit.versions.pull import PulledModel, pull, pulled_model
 __all__ = ["looks_like_reference", "materialize"]
 
 _PULLED = "pulled"
+_HOST = re.compile(r"((?:[\w-]+\.)+[a-z]{2,}|[\w.-]+:\d+|localhost)/", re.IGNORECASE)
+_REFERENCE = re.compile(r"^oci:|:[A-Za-z0-9_][\w.-]*$|@sha256:[0-9a-f]{64}$")
 
 
 def looks_like_reference(text: str) -> bool:
-    """Tell whether an argument that may be a folder or a version is a version: it names a tag or a digest."""
-    return (
-        not Path(text).exists()
-        and re.search(r"(:[A-Za-z0-9_][\w.-]*|@sha256:[0-9a-f]{64})$", text) is not None
-    )
+    """Tell whether an argument that may be a folder or a version is a version.
+
+    It names a tag, a digest, a registry or a layout (`oci:`), and there is no such folder.
+    """
+    if Path(text).exists():
+        return False
+    host = _HOST.match(text)
+    return _REFERENCE.search(text) is not None or (host is not None and not Path(host[1]).exists())
 
 
 def materialize(

@@ -16,13 +16,17 @@ __all__ = ["default_reference", "model_reference", "open_version", "version_refe
 
 AnyReference = Reference | LayoutReference
 
+_MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?P<rest>(?:[:@].*)?)")
 _BARE_TAG = re.compile(r"latest|v[1-9][0-9]*")
 
 
 def default_reference(model_id: str) -> LayoutReference:
     """Return where versions of a model go when no registry is named: a layout below MODELKIT_REGISTRY_DIR."""
-    name = re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-")
-    return LayoutReference(registry_dir() / name)
+    return LayoutReference(registry_dir() / _repository_of(model_id))
+
+
+def _repository_of(model_id: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-")
 
 
 def model_reference(text: str) -> AnyReference:
@@ -31,6 +35,9 @@ def model_reference(text: str) -> AnyReference:
     is_path = text in {".", ".."} or "/" in text
     if is_path and find_config(folder).is_file():
         return default_reference(load_config(folder).model.id)
+    named = _MODEL_ID.fullmatch(text)
+    if named is not None and not (registry_dir() / named["id"]).exists():
+        text = _repository_of(named["id"]) + named["rest"]  # Qwen2.5:v1 lies in qwen2-5
     return parse_reference(text)
 
 

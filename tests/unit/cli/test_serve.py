@@ -67,4 +67,4 @@ def test_an_open_address_without_a_key_is_warned_of(capsys, host, api_key, warns
 
 def test_a_folder_to_watch_has_to_be_there(tmp_path):
     with pytest.raises(UsageError, match="there is no "):
-        serve._reload(tmp_path / "none")
+        serve._reload(str(tmp_path / "none"))

@@ -236,3 +236,11 @@ def test_secrets_are_masked_wherever_they_are_shown(capsys):
         console.problems([*problems, *rules], output_format)
     shown = "".join(capsys.readouterr()) + repr([*problems, *rules])
     assert not re.search("notAReal|not-a-real|aaaabbbb", shown)
+
+
+def test_a_python_file_is_no_config():
+    _, problems = check_config(MODELS / "minimal" / "model.py")
+    assert [each.message for each in problems] == [
+        f"{MODELS / 'minimal' / 'model.py'} is Python, and no config.yaml"
+    ]
+    assert problems[0].cure == f"give the folder: {MODELS / 'minimal'}"

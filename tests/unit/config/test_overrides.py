@@ -8,6 +8,13 @@ from paths import ROOT
 MODELS = ROOT / "tests" / "data" / "models"
 
 
+def test_the_quotes_that_a_text_needs_survive_the_shell():
+    _, problems = check_config(MODELS / "minimal", overrides=["build.python_version=3.11"])
+    assert [each.cure for each in problems] == [
+        "put it in quotes, and in others for the shell: 'KEY=\"3.11\"'"
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "read", "expected"),
     [

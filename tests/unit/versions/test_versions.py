@@ -16,7 +16,7 @@ from modelkit.cli.app import main
 from modelkit.config import check_config, load_config
 from modelkit.errors import LoadError, RegistryError, UsageError
 from modelkit.package import collect
-from modelkit.registry import Draft, LayoutReference, copy, open_store
+from modelkit.registry import Draft, LayoutReference, copy, open_store, parse_reference
 from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
 from modelkit.registry.modelpack import (
@@ -30,7 +30,8 @@ from modelkit.versions import weights as weights_module
 from modelkit.versions.catalog import list_entries
 from modelkit.versions.diff import diff
 from modelkit.versions.folder import add_weights, read_folder
-from modelkit.versions.local import materialize
+from modelkit.versions.local import looks_like_reference, materialize
+from modelkit.versions.names import default_reference, model_reference, version_reference
 from modelkit.versions.pull import pull
 from modelkit.versions.upload import BreakingChangeError, check_upload, version_numbers
 from modelkit.versions.verify import verify
@@ -512,3 +513,35 @@ def test_what_cannot_be_written_is_said_before_anything_is_hashed(
         pytest.raises(RegistryError, match="cannot write"),
     ):
         check_upload(store, {"methods": {}})
+
+
+@pytest.mark.parametrize(
+    ("text", "is_reference"),
+    [
+        ("chat:v1", True),
+        ("./chat:v1", True),
+        ("oci:/srv/chat", True),
+        ("localhost:5000/team/chat", True),
+        ("chat@sha256:" + "0" * 64, True),
+        ("chat", False),
+        ("registry.example.com/team/chat", True),
+        ("models.d/chat", False),
+        ("models.old/chat", False),
+        ("/srv/chat", False),
+    ],
+)
+def test_what_serve_takes_for_a_version(text, is_reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.old").mkdir()
+    assert looks_like_reference(text) is is_reference
+
+
+def test_a_model_is_found_by_its_id(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "models"))
+    with open_store(default_reference("Qwen2.5")) as store:
+        send(folder, store)
+    assert str(version_reference("Qwen2.5:v1")) == "qwen2-5:v1"
+    assert model_reference("Qwen2.5") == model_reference("qwen2-5") == default_reference("Qwen2.5")
+    with open_store(parse_reference("qwen2.5")) as store:  # a name that somebody has chosen with --to
+        send(folder, store)
+    assert str(version_reference("qwen2.5")) == "qwen2.5:latest"
