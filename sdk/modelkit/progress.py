@@ -45,4 +45,4 @@ def size_text(num_bytes: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale or (unit == "GB" and num_bytes >= 1e8):  # noqa: PLR2004 - 0.1 GB reads better than 100 MB
             return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes:.0f} bytes"
+    return "1 byte" if num_bytes == 1 else f"{num_bytes:.0f} bytes"

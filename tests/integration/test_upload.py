@@ -170,7 +170,8 @@ def test_a_signature_that_openssl_checks_too(folder, run, keys, registry, tmp_pa
         "Verified OK"
         in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     )
-    run("upload", folder, "--sign-key", keys / "sign.key")
+    again = run("upload", folder, "--sign-key", keys / "sign.key")
+    assert f"signed with {keys / 'sign.key'}" in again.err
     assert layout.get_manifest(f"{digest.replace(':', '-')}.sig").digest == manifest.digest
     run("upload", folder, "--sign-key", keys / "other.key")
     for name in ("sign", "other"):
@@ -388,3 +389,18 @@ def test_a_version_in_a_registry_is_not_served_offline(folder, run, own_registry
     err = run("serve", reference, "--offline", code=1).err
     assert f"{reference} is in a registry, and the network may not be used" in err
     assert "modelkit pull" in err
+
+
+def test_a_script_is_told_what_breaks_callers_and_what_is_the_same(folder, run):
+    run("upload", folder, "--no-image")
+    same = json.loads(run("diff", "greeter:v1", "v1", "--json").out)
+    assert {"config", "methods", "files", "weights", "breaking"} <= same.keys()
+    assert not any(same[name] for name in same.keys() - {"old", "new"})
+    (folder / "model.py").write_text(MODEL.replace("name: str,", "whom: str,").replace("{name}", "{whom}"))
+    refused = json.loads(run("upload", folder, "--no-image", "--json", code=2).out)
+    assert refused["breaking"]
+
+
+def test_a_lock_says_nothing_of_a_version_without_weights(folder, run):
+    run("upload", folder, "--no-image", "--no-weights")
+    assert "lock        -" in run("verify", "greeter").out

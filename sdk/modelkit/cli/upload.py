@@ -80,7 +80,7 @@ def command(
     from modelkit.versions.folder import add_image, add_weights, read_folder, wants_weights
     from modelkit.versions.names import default_reference
     from modelkit.versions.signing import load_private_key
-    from modelkit.versions.upload import check_upload
+    from modelkit.versions.upload import BreakingChangeError, check_upload
 
     if image is not None and no_image:
         raise UsageError("--image and --no-image exclude each other", cure="give one of the two")
@@ -100,7 +100,12 @@ def command(
     target = target or default_reference(folder.config.model.id)
     with open_store(target, plain_http=plain_http) as store:
         with console.status(f"looking at {target.name}"):
-            preflight = check_upload(store, folder.content.signatures, allow_breaking=allow_breaking)
+            try:
+                preflight = check_upload(store, folder.content.signatures, allow_breaking=allow_breaking)
+            except BreakingChangeError as error:
+                if as_json:
+                    console.json({"reference": None, "breaking": list(error.changes)})
+                raise
         writes_lock = is_own_config(environment, overrides)
         lock = _lock(folder, writes_lock=writes_lock)
         places = {}
@@ -115,7 +120,7 @@ def command(
         ) as part:
             folder = add_image(folder, part)
             result = _upload(folder, store, target, preflight, key)
-    _report(folder, target, result, as_json=as_json)
+    _report(folder, target, result, signed_with=sign_key, as_json=as_json)
 
 
 @contextmanager
@@ -211,7 +216,12 @@ def _json(value: Any) -> bytes:
 
 
 def _report(
-    folder: "Folder", target: "Reference | LayoutReference", result: "UploadResult", *, as_json: bool
+    folder: "Folder",
+    target: "Reference | LayoutReference",
+    result: "UploadResult",
+    *,
+    signed_with: Path | None,
+    as_json: bool,
 ) -> None:
     reference = str(target.at(tag=result.tag))
     content = folder.content
@@ -228,6 +238,7 @@ def _report(
                 "image": content.image is not None,
                 "weights": [checkpoint.name for checkpoint in content.checkpoints],
                 "breaking": list(result.breaking),
+                "signed": signed_with is not None,
             }
         )
         return
@@ -240,6 +251,8 @@ def _report(
     if target.tag not in {None, result.tag}:
         console.info(f"  {target.tag} is {result.tag} now")
     console.info(f"  {_parts(folder)}")
+    if signed_with is not None:
+        console.info(f"  signed with {signed_with}")
     console.result(f"{reference}@{result.digest}")
 
 

@@ -33,16 +33,14 @@ class Difference:
     image: tuple[Change, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a script may want to know; only the sections that have changes."""
-        found: dict[str, Any] = {}
-        for name in Difference.__slots__:
-            value = getattr(self, name)
-            if value:
-                found[name] = [
-                    each if isinstance(each, str) else {"name": each.name, "old": each.old, "new": each.new}
-                    for each in value
-                ]
-        return found
+        """Return what a script may want to know: every section, empty where nothing changed."""
+        return {
+            name: [
+                each if isinstance(each, str) else {"name": each.name, "old": each.old, "new": each.new}
+                for each in getattr(self, name)
+            ]
+            for name in Difference.__slots__
+        }
 
 
 def diff(old: Version, new: Version) -> Difference:

@@ -107,6 +107,8 @@ def _check_weights(version: Version) -> tuple[bool | None, str]:
 def _check_lock(version: Version) -> tuple[bool | None, str]:
     if version.lock is None:
         return None, "the version has no modelkit.lock"
+    if not version.weights:
+        return None, "there are no weights to compare with it"
     pinned = json.loads(version.lock).get("checkpoints") or {}
     for name in version.weights:
         wanted = {file["path"]: file["sha256"] for file in (pinned.get(name) or {}).get("files", ())}
