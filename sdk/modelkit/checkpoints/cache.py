@@ -5,10 +5,10 @@
     partial/KEY, KEY.parts     a transfer under way or cut off, and how far each part of it got; KEY.lock is who works on it
     checkpoints/NAME/          a checkpoint's folder: links to blobs, made aside and renamed
     checkpoints/NAME.json      what it is, as modelkit.lock has it; its time of change is the last use
-    pulled/DIGEST/             a version that was served by its name; `versions.local` makes it, and nothing prunes it
+    pulled/DIGEST/             a version that was served by its name, which `versions.local` makes
 
-Whoever fetches holds `.lock` shared, whoever prunes holds it alone. A process that serves from a folder holds the
-folder's record, so that nobody prunes it away.
+Whoever fetches holds `.lock` shared, whoever prunes holds it alone. A process that serves from a checkpoint's folder holds
+the folder's record, one that serves a version that version's folder, so that nobody prunes them away.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from modelkit.errors import LoadError
 __all__ = [
     "Cache",
     "KeptCheckpoint",
+    "PulledVersion",
     "cache_dir",
     "disk_error",
     "hash_file",
@@ -58,6 +59,15 @@ class KeptCheckpoint:
     folder: Path
     checkpoint: LockedCheckpoint
     last_used: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledVersion:
+    """A version that was served by its name: its folder, when it was last used, and what it takes on the disk."""
+
+    folder: Path
+    last_used: float
+    size_bytes: int
 
 
 class Cache:
@@ -188,6 +198,41 @@ class Cache:
                 return False
             record.unlink()
             shutil.rmtree(kept.folder, ignore_errors=True)
+        return True
+
+    # ------------------------------------------------------------------------------------------------ versions, pulled
+
+    def pulled(self, digest: str) -> Path:
+        """Return where a version of this digest is, or would be."""
+        return self.root / "pulled" / digest.rpartition(":")[2]
+
+    def hold_pulled(self, folder: Path) -> None:
+        """Say that a version is used now, and keep it from being pruned as long as this process lives."""
+        with contextlib.suppress(OSError):
+            os.utime(folder)
+            fcntl.flock(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)  # never closed
+
+    def list_pulled(self) -> list[PulledVersion]:
+        """Return every version that was served by its name; one that is being pulled is hidden and left out."""
+        return [
+            PulledVersion(folder=folder, last_used=folder.stat().st_mtime, size_bytes=_tree_size(folder))
+            for folder in sorted((self.root / "pulled").glob("[!.]*"))
+            if folder.is_dir()
+        ]
+
+    def remove_pulled(self, version: PulledVersion) -> bool:
+        """Delete a version's folder; False where a process serves from it."""
+        try:
+            held = os.open(version.folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(version.folder, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(held)
         return True
 
     def _folder(self, checkpoint: LockedCheckpoint) -> Path:
@@ -323,6 +368,11 @@ def _write(path: Path, text: str) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _tree_size(folder: Path) -> int:
+    """Return what the files of a folder take; a link takes nothing."""
+    return sum(_size_on_disk(path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def _size_on_disk(path: Path) -> int:

@@ -14,7 +14,7 @@ from modelkit.errors import UsageError
 from modelkit.progress import size_text
 
 if TYPE_CHECKING:
-    from modelkit.checkpoints.cache import Cache, KeptCheckpoint
+    from modelkit.checkpoints.cache import Cache, KeptCheckpoint, PulledVersion
 
 __all__ = ["SUBCOMMANDS", "command", "folder", "list_all", "prune"]
 
@@ -40,11 +40,20 @@ def list_all(json: _Json = False) -> None:
     described = _describe(kept)
     total_bytes = sum(size for size in _contents(kept).values())
     unused_bytes = sum(cache.unused().values())
+    pulled = cache.list_pulled()
     if json:
         console.json(
             {
                 "dir": str(cache.root),
                 "checkpoints": described,
+                "versions": [
+                    {
+                        "folder": str(each.folder),
+                        "size_bytes": each.size_bytes,
+                        "last_used": each.last_used,
+                    }
+                    for each in pulled
+                ],
                 "total_bytes": total_bytes,
                 "unused_bytes": unused_bytes,
             }
@@ -57,6 +66,11 @@ def list_all(json: _Json = False) -> None:
             f"{each['type']}: {each['where']}{commit}\n"
             f"  {each['num_files']} files, {size_text(each['size_bytes'])}{shared}; "
             f"last used {_ago(each['last_used'])}\n  {each['folder']}"
+        )
+    for version in pulled:
+        console.result(
+            f"version {version.folder.name[:12]}, served by its name\n"
+            f"  {size_text(version.size_bytes)}; last used {_ago(version.last_used)}\n  {version.folder}"
         )
     unused = (
         f"; {size_text(unused_bytes)} more is used by none (`modelkit cache prune`)" if unused_bytes else ""
@@ -76,11 +90,12 @@ def prune(
     older_than: Annotated[
         str | None,
         typer.Option(
-            metavar="AGE", help="Delete checkpoints too that were not used for this long: 30d, 12h, 2w."
+            metavar="AGE",
+            help="Delete checkpoints and versions too that were not used for this long: 30d, 12h, 2w.",
         ),
     ] = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="Delete all checkpoints.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all checkpoints and versions.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: _Json = False,
@@ -93,23 +108,33 @@ def prune(
     before = float("inf") if everything else time.time() - _age_s(older_than) if older_than else 0.0
     cache = Cache()
     leaving = [each for each in cache.list_checkpoints() if each.last_used < before]
+    versions = [each for each in cache.list_pulled() if each.last_used < before]
     with _pruning(cache):
         files = cache.unused(each.folder for each in leaving)
-    freed_bytes = sum(files.values())
+    freed_bytes = sum(files.values()) + sum(each.size_bytes for each in versions)
     for each in leaving:
         console.info(f"  {each.checkpoint.where}, last used {_ago(each.last_used)}")
-    if files or leaving:
-        what = f"{_counted(len(leaving), 'checkpoint')} and {_counted(len(files), 'unused file')}"
-        console.info(f"{what}, {size_text(freed_bytes)}")
+    for version in versions:
+        console.info(f"  version {version.folder.name[:12]}, last used {_ago(version.last_used)}")
+    if files or leaving or versions:
+        counted = ((leaving, "checkpoint"), (versions, "version"), (files, "unused file"))
+        what = ", ".join(_counted(len(some), noun) for some, noun in counted if some)
+        console.info(f"{what}: {size_text(freed_bytes)}")
     else:
         console.info("there is nothing to delete")
-    if (files or leaving) and not dry_run:
+    if (files or leaving or versions) and not dry_run:
         _confirm(yes=yes)  # with nothing held: a fetch need not wait for the answer
         with _pruning(cache):
-            freed_bytes = _delete(cache, leaving)
+            freed_bytes = _delete(cache, leaving, versions)
         console.success(f"freed {size_text(freed_bytes)}")
     if json:
-        console.json({"checkpoints": [str(each.folder) for each in leaving], "freed_bytes": freed_bytes})
+        console.json(
+            {
+                "checkpoints": [str(each.folder) for each in leaving],
+                "versions": [str(each.folder) for each in versions],
+                "freed_bytes": freed_bytes,
+            }
+        )
 
 
 def _pruning(cache: "Cache") -> AbstractContextManager[None]:
@@ -119,14 +144,19 @@ def _pruning(cache: "Cache") -> AbstractContextManager[None]:
 SUBCOMMANDS = {"ls": list_all, "prune": prune, "dir": folder}
 
 
-def _delete(cache: "Cache", leaving: "Sequence[KeptCheckpoint]") -> int:
-    """Delete checkpoints, and then what no other uses. Returns the bytes that this freed."""
+def _delete(cache: "Cache", leaving: "Sequence[KeptCheckpoint]", versions: "Sequence[PulledVersion]") -> int:
+    """Delete checkpoints and versions, and then what no other uses. Returns the bytes that this freed."""
     for each in leaving:
         if not cache.remove_checkpoint(each):
             console.warning(
                 f"{each.checkpoint.where} stays: a process serves from it", cure="stop that one first"
             )
     freed_bytes = 0
+    for version in versions:
+        if cache.remove_pulled(version):
+            freed_bytes += version.size_bytes
+        else:
+            console.warning(f"{version.folder} stays: a process serves from it", cure="stop that one first")
     for path, size_bytes in cache.unused().items():
         path.unlink(missing_ok=True)
         freed_bytes += size_bytes

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from modelkit.checkpoints.cache import cache_dir
+from modelkit.checkpoints.cache import Cache
 from modelkit.errors import LoadError, UsageError
 from modelkit.progress import NO_PROGRESS, TransferProgress
 from modelkit.registry import LayoutReference
@@ -12,7 +12,6 @@ from modelkit.versions.pull import PulledModel, pull, pulled_model
 
 __all__ = ["looks_like_reference", "materialize"]
 
-_PULLED = "pulled"
 _HOST = re.compile(r"((?:[\w-]+\.)+[a-z]{2,}|[\w.-]+:\d+|localhost)/", re.IGNORECASE)
 _REFERENCE = re.compile(r"^oci:|:[A-Za-z0-9_][\w.-]*$|@sha256:[0-9a-f]{64}$")
 
@@ -37,8 +36,8 @@ def materialize(
 ) -> PulledModel:
     """Return a version as a model folder, pulled into the cache the first time. Raises RegistryError, UsageError, LoadError.
 
-    The folder belongs to the digest of the version: a tag that moves means another folder. Raises LoadError for a version
-    in a registry where the network may not be used.
+    The folder belongs to the digest of the version: a tag that moves means another folder. Nobody prunes it while this
+    process lives. Raises LoadError for a version in a registry where the network may not be used.
     """
     reference = version_reference(text)
     if offline and not isinstance(reference, LayoutReference):
@@ -47,11 +46,13 @@ def materialize(
             cure=f"`modelkit pull {reference}` where there is a network, and serve the folder; or leave --offline out",
         )
     with open_version(reference, plain_http=plain_http) as version:
-        folder = cache_dir() / _PULLED / version.index.digest.partition(":")[2]
+        cache = Cache()
+        folder = cache.pulled(version.index.digest)
         if not folder.exists():
             try:
-                return pull(version, folder, progress=progress)
+                pull(version, folder, progress=progress)
             except UsageError:
                 if not folder.exists():  # otherwise another process was faster
                     raise
+        cache.hold_pulled(folder)
         return pulled_model(version, folder)

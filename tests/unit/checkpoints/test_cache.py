@@ -111,10 +111,10 @@ def test_prune_deletes_what_no_checkpoint_uses(cache, capsys):
     cache.note_sha256("v1", checkpoint.files[0].sha256)
     cache.note_sha256("v2", "0" * 64)
     assert run("prune", "--dry-run") == 0
-    assert "0 checkpoints and 3 unused files, 70 bytes" in capsys.readouterr().err
+    assert "3 unused files: 70 bytes" in capsys.readouterr().err
     assert gone.exists()
     assert run("prune", "--yes", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"checkpoints": [], "freed_bytes": 70}
+    assert json.loads(capsys.readouterr().out) == {"checkpoints": [], "versions": [], "freed_bytes": 70}
     assert cache.find_checkpoint(checkpoint) == folder
     assert not gone.exists()
     assert [path.name for path in (cache.root / "versions").iterdir()] == ["v1"]

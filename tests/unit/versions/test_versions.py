@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -427,6 +429,25 @@ def test_a_version_that_is_served_by_its_name_survives_a_prune(folder, tmp_path,
     config = load_config(served.folder, overrides=served.overrides)
     place = prepare(config, served.folder, Terms(offline=True))["default"]
     assert checkpoint_of(place) == WEIGHTS
+
+
+def test_a_version_that_nobody_serves_is_pruned(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(["upload", str(folder), "--no-image"]) == 0
+    # In a process of its own, with which its hold on the folder ends.
+    code = "from modelkit.versions.local import materialize; print(materialize('greeter:v1').folder)"
+    served = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    place = Path(served.stdout.strip())
+    capsys.readouterr()
+    assert main(["cache", "ls", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["versions"]
+    assert [each["folder"] for each in listed] == [str(place)]
+    assert listed[0]["size_bytes"] > 0
+    assert main(["cache", "prune", "--older-than", "1d", "--yes"]) == 0
+    assert place.is_dir()
+    assert main(["cache", "prune", "--all", "--yes"]) == 0
+    assert not place.exists()
 
 
 def test_verify_reads_the_key_before_anything_else(folder, tmp_path):
