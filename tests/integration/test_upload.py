@@ -404,3 +404,14 @@ def test_a_script_is_told_what_breaks_callers_and_what_is_the_same(folder, run):
 def test_a_lock_says_nothing_of_a_version_without_weights(folder, run):
     run("upload", folder, "--no-image", "--no-weights")
     assert "lock        -" in run("verify", "greeter").out
+
+
+def test_a_version_has_the_lock_of_the_settings_it_was_uploaded_with(folder, run, tmp_path):
+    run("upload", folder, "--no-image")  # writes the folder's own lock
+    (folder / "checkpoint").rename(folder / "other")
+    (folder / "other/model.safetensors").write_bytes(b"others")
+    run("upload", folder, "--no-image", "--set", "checkpoints.path=other")
+    run("pull", "greeter:v2", "--to", tmp_path / "pulled")
+    locked = json.loads((tmp_path / "pulled/modelkit.lock").read_text())["checkpoints"]["default"]
+    assert locked["path"] == "other"
+    assert {file["path"]: file["size_bytes"] for file in locked["files"]}["model.safetensors"] == 6

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from modelkit.checkpoints.cache import Cache, sync_file
-from modelkit.checkpoints.lock import DEFAULT_NAME, Lock, LockedCheckpoint
+from modelkit.checkpoints.lock import DEFAULT_NAME, LOCK_NAME, Lock, LockedCheckpoint
 from modelkit.errors import LoadError, RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress, size_text
@@ -65,6 +65,7 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             _fetch_weights(version, places, draft, progress)
             unpack(verified(version.store.read_blob(version.bundle), version.bundle), draft, files)
             _check_files(files, draft)
+            _write_lock(version, draft)
             _keep_weights(version, places, draft)
             _finish(draft, folder)
     except OSError as error:
@@ -73,6 +74,12 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             cure="make room or name another folder with --to",
         ) from error
     return pulled_model(version, folder)
+
+
+def _write_lock(version: Version, draft: Path) -> None:
+    """Put the lock of the settings in the place of the package's, where some were laid over its config.yaml."""
+    if version.lock is not None and version.settings != (None, ()):
+        (draft / LOCK_NAME).write_bytes(version.lock)
 
 
 def pulled_model(version: Version, folder: Path) -> PulledModel:
