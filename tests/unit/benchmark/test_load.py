@@ -91,11 +91,12 @@ async def test_metrics_follow_the_known_delays(place):
     script = Script("known", tokens=6, first_s=0.2, gap_s=0.1, stall_before=3, stall_s=0.3)
     records, result = await play(spec, script)
     metrics = measure(records, mode="closed", window=result.window, concurrency=1)
-    # Sleeps may be late, never early.
+    # Sleeps may be late, never early; but a message that arrives late makes the gap after it shorter.
+    late_ms = TOLERANCE_S * 1000
     assert metrics["ttft_ms"]["p50"] >= 200
-    assert metrics["itl_ms"]["max"] >= 400
-    assert metrics["itl_ms"]["p50"] >= 99
-    assert metrics["tpot_ms"]["p50"] >= (5 * 100 + 300) / 5 - 1
+    assert metrics["itl_ms"]["max"] >= 400 - late_ms
+    assert metrics["itl_ms"]["p50"] >= 100 - late_ms
+    assert metrics["tpot_ms"]["p50"] >= (5 * 100 + 300) / 5 - late_ms
     assert metrics["e2e_s"]["p50"] >= 0.2 + 0.5 + 0.3 - 0.001
     assert metrics["n_ok"] == 1
     assert metrics["out_tok_s_whole"] == pytest.approx(6 / metrics["duration_s"], rel=1e-3)
