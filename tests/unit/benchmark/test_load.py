@@ -92,7 +92,7 @@ async def test_metrics_follow_the_known_delays(place):
     records, result = await play(spec, script)
     metrics = measure(records, mode="closed", window=result.window, concurrency=1)
     # Sleeps may be late, never early; but a message that arrives late makes the gap after it shorter.
-    late_ms = TOLERANCE_S * 1000
+    late_ms = 60
     assert metrics["ttft_ms"]["p50"] >= 200
     assert metrics["itl_ms"]["max"] >= 400 - late_ms
     assert metrics["itl_ms"]["p50"] >= 100 - late_ms
