@@ -28,6 +28,7 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._ending = threading.Lock()
 
     def take(self) -> bool:
         """Return whether the claim is ours now."""
@@ -46,11 +47,12 @@ class Claim:
         return True
 
     def give_up(self) -> None:
-        """End the claim. The file is deleted while it is still locked."""
-        if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
+        """End the claim. The file is deleted while it is still locked. A transfer and who runs it may both end it."""
+        with self._ending:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                self._path.unlink(missing_ok=True)
+                os.close(descriptor)
 
 
 class Partial:

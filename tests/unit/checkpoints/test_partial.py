@@ -1,6 +1,7 @@
 import hashlib
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -123,3 +124,15 @@ def test_a_claim_is_one_ones_only(tmp_path):
     assert not (tmp_path / "x.lock").exists()
     assert second.take()
     second.give_up()
+
+
+def test_a_claim_that_two_threads_give_up_is_closed_once(tmp_path):
+    """The second close would hit whatever has got the number of the descriptor meanwhile."""
+    from modelkit.checkpoints.partial import Claim
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(200):
+            claim = Claim(tmp_path / "x.lock")
+            assert claim.take()
+            for ended in [pool.submit(claim.give_up) for _ in range(4)]:
+                ended.result()
