@@ -32,6 +32,13 @@ SGLANG_LARGEST = (16384, 512, 512)
 _LMDEPLOY_BATCH = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "h200": 1024}
 
 
+# 528.8 MiB of an H100 and of an H200 are in use once torch 2.11 with CUDA 13 has made its context (measured).
+_CONTEXT = 529 * _MIB
+# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool. An estimate:
+# nobody has measured it with more than one device.
+_LINKS = 400 * _MIB
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
     """One engine's overheads on a GPU, and its default share of memory.
@@ -45,86 +52,58 @@ class Overheads:
     """
 
     utilization: float
-    context_bytes: int
+    context_bytes: int = _CONTEXT
     runtime_bytes: int
     graph_bytes_per_layer: int
-    hidden: float
-    intermediate: float
+    hidden: float = 4
+    # gate_up_proj's output is twice the width of the layer, the activation's another.
+    intermediate: float = 3
     logits_bytes: float
-    link_bytes: int
+    link_bytes: int = _LINKS
 
-
-# 528.8 MiB of an H100 and of an H200 are in use once torch 2.11 with CUDA 13 has made its context (measured).
-_CONTEXT = 529 * _MIB
-# NCCL's channels and the engines' custom all-reduce buffers, 8 MiB a peer and direction and a signal pool. An estimate:
-# nobody has measured it with more than one device.
-_LINKS = 400 * _MIB
 
 OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
     {
         "vllm": Overheads(
             # vllm/config/cache.py: gpu_memory_utilization, 0.9 before vLLM 0.20.
             utilization=0.92,
-            context_bytes=_CONTEXT,
             runtime_bytes=225 * _MIB,  # 0.22 GiB for each of two models (measured)
             # 0.89 GiB for 28 layers and 0.54 GiB for 26 (measured).
             graph_bytes_per_layer=27 * _MIB,
-            hidden=4,
-            # gate_up_proj's output is twice the width of the layer, the activation's another.
-            intermediate=3,
             # bfloat16 logits and their float32 copy, of which not all is there at once: 1.17 GiB for 1,024 rows of
             # 256,000 entries (measured).
             logits_bytes=5,
-            link_bytes=_LINKS,
         ),
         "sglang": Overheads(
             utilization=0.0,  # derived, see budget.py
-            context_bytes=_CONTEXT,
             runtime_bytes=100 * _MIB,
             graph_bytes_per_layer=20 * _MIB,
-            hidden=4,
-            intermediate=3,
             logits_bytes=14,
-            link_bytes=_LINKS,
         ),
         "turbomind": Overheads(
             utilization=0.8,  # lmdeploy/messages.py: cache_max_entry_count, of what is free after the weights
-            context_bytes=_CONTEXT,
             runtime_bytes=1600 * _MIB,  # with one small model (measured)
             graph_bytes_per_layer=0,
-            hidden=4,
-            intermediate=3,
             logits_bytes=10,
-            link_bytes=_LINKS,
         ),
         "pytorch": Overheads(
             utilization=0.8,
-            context_bytes=_CONTEXT,
             runtime_bytes=1100 * _MIB,  # with one small model (measured)
             graph_bytes_per_layer=20 * _MIB,
-            hidden=4,
-            intermediate=3,
             logits_bytes=10,
-            link_bytes=_LINKS,
         ),
         "tgi": Overheads(
             # TGI's launcher: --cuda-memory-fraction, of which a margin is kept (budget.py).
             utilization=1.0,
-            context_bytes=_CONTEXT,
             runtime_bytes=250 * _MIB,
             graph_bytes_per_layer=20 * _MIB,
-            hidden=4,
-            intermediate=3,
             logits_bytes=10,
-            link_bytes=_LINKS,
         ),
         "transformers": Overheads(
             utilization=1.0,
-            context_bytes=_CONTEXT,
             runtime_bytes=100 * _MIB,
             graph_bytes_per_layer=0,
             hidden=6,
-            intermediate=3,
             logits_bytes=10,
             link_bytes=0,
         ),
