@@ -8,6 +8,8 @@
     ├── ServeError                     1   UNAVAILABLE          the server could not start (a port in use, ...)
     ├── BuildError                     1   INTERNAL             an image could not be built
     ├── RegistryError                  1   UNAVAILABLE          a registry refused, or cannot be reached
+    ├── DeployError                    1   UNAVAILABLE          a compute refused, cannot be reached, or a version did not start
+    │   └── UnknownDeploymentError     1   NOT_FOUND            the compute has no deployment of that name
     └── CallError                      1   (its subclass says)  one call failed; the same class on both sides of the wire
         ├── InvalidArgumentError           INVALID_ARGUMENT
         ├── NotFoundError                  NOT_FOUND
@@ -38,6 +40,7 @@ __all__ = [
     "CancelledCallError",
     "ConfigError",
     "DeadlineExceededError",
+    "DeployError",
     "EngineError",
     "FailedPreconditionError",
     "InternalError",
@@ -55,6 +58,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "UnknownDeploymentError",
     "UsageError",
     "Violation",
     "closest",
@@ -144,6 +148,28 @@ class RegistryError(ModelkitError):
     """A registry, or a layout on this machine, refused something, lacks it, or cannot be reached."""
 
     grpc_status = "UNAVAILABLE"
+
+
+class DeployError(ModelkitError):
+    """A compute refused something or cannot be reached, or what was deployed on it did not come up."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+class UnknownDeploymentError(DeployError):
+    """A compute has no deployment of that name."""
+
+    grpc_status = "NOT_FOUND"
+
+    def __init__(self, compute: str, name: str, available: Sequence[str]) -> None:
+        guess = closest(name, available)
+        if guess:
+            cure = f"did you mean {guess}?"
+        else:
+            cure = (
+                f"`modelkit ps {compute}` lists what runs there" if available else "nothing is deployed there"
+            )
+        super().__init__(f"compute {compute} has no deployment '{name}'", cure=cure)
 
 
 class CallError(ModelkitError):

@@ -244,6 +244,13 @@ class ComputeConfig(Section):
     num_accelerators: int = Field(
         default=0, ge=0, le=1024, description="Accelerators (GPUs) per replica; 0 runs on the CPU."
     )
+    accelerator_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of one accelerator that a replica takes, so that several share it: 0.5. On computes of kind "
+        "ray; goes with num_accelerators: 1. What each takes of its memory is engine.gpu_memory_utilization.",
+    )
     accelerator_type: _Texts = Field(
         default=(),
         description="Kinds that will do, best first; * stands for anything. Empty: any kind.",
@@ -393,6 +400,13 @@ class DeploymentConfig(Section):
     )
     target_concurrency: int = Field(
         default=32, ge=1, le=100_000, description="Calls in progress per replica that autoscaling aims at."
+    )
+    max_surge_percent: int = Field(
+        default=100,
+        ge=0,
+        le=100,
+        description="How many replicas more than wanted may run while a new version takes over, in percent. With 0 a "
+        "deployment of one replica is down for the time that the new one takes to start.",
     )
     scale_to_zero_after_s: Duration | None = Field(
         default=None,

@@ -1,0 +1,38 @@
+"""Where a deployment's callers go: one shape, whatever compute it is on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Endpoint", "Route"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One way to a deployment; where there are several, each gets calls by its weight (a canary).
+
+    `targets` are gRPC addresses (host:port), all as good as each other. `waiting` are those that hold a call while no
+    replica runs. `metadata` has to go with each call.
+    """
+
+    targets: tuple[str, ...]
+    waiting: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    weight: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where and how a deployment is called.
+
+    `http_url` has OpenAI's API and the methods as JSON. With `tls` the connection is encrypted, trusting the PEM file
+    `ca_path` where there is one. `carries_deadline` is False where the compute's proxy hides a call's deadline from the
+    model: the client then says it in metadata too. `refresh_s` is how long this answer holds, None for as long as the
+    deployment lives.
+    """
+
+    routes: tuple[Route, ...]
+    http_url: str | None = None
+    tls: bool = False
+    ca_path: str | None = None
+    carries_deadline: bool = True
+    refresh_s: float | None = None
