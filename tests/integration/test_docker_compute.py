@@ -170,3 +170,285 @@ def test_it_is_deployed_called_and_leaves_nothing(host, name):
         assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
         with pytest.raises(UnknownDeploymentError):
             deployer.status(name)
+
+
+class Load:
+    """Callers that call all the time, each through one client; what fails is kept."""
+
+    def __init__(self, address, num_callers=3):
+        self.versions, self.failures = [], []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(address,), daemon=True) for _ in range(num_callers)
+        ]
+
+    def _run(self, address):
+        with Client(address) as client:
+            while not self._stop.is_set():
+                try:
+                    self.versions.append(client.predict(method="version", timeout_s=30))
+                except CallError as error:
+                    self.failures.append(error)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + READY_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_rolling_update_and_rollback_under_load_lose_no_call(host, name):
+    one, two = host.spec(name, "v1", num_replicas=2), host.spec(name, "v2", num_replicas=2)
+    with host.deployer() as deployer:
+        first = host.put(deployer, one)
+        with Load(f"modelkit://box/{name}") as load:
+            wait_for(lambda: "v1" in load.versions)
+            second = host.put(deployer, two, first.record)
+            wait_for(lambda: load.versions[-20:] == ["v2"] * 20)
+            until(deployer, name, lambda status: len(status.replicas) == 2)
+            host.put(deployer, second.record.find("v1"), second.record)
+            wait_for(lambda: load.versions[-20:] == ["v1"] * 20)
+            last = until(deployer, name, lambda status: len(status.replicas) == 2)
+        assert load.failures == []
+        assert [spec.version for spec in last.record.history] == ["v2"]
+
+
+def test_a_bad_version_leaves_the_old_one_and_says_why(host, name):
+    bad = host.spec(name, "bad", load="raise ValueError('the-very-reason')", num_replicas=2)
+    with host.deployer() as deployer:
+        good = host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        with Load(f"modelkit://box/{name}", num_callers=1) as load:
+            failed = host.put(deployer, bad, good.record)
+            assert failed.state == "failed"
+            assert "the-very-reason" in failed.reason
+            assert [each.version for each in failed.replicas if each.state == "ready"] == ["v1", "v1"]
+            said = deployer.logs(name, replica=next(r.name for r in failed.replicas if r.state == "failed"))
+            assert any("the-very-reason" in line.text for line in said)
+            deployer.apply(good.record)
+            back = until(deployer, name, lambda status: status.state == "running")
+        assert load.failures == []
+        assert set(load.versions) == {"v1"}
+        assert {each.version for each in back.replicas} == {"v1"}
+        assert back.record == good.record
+        assert not any("bad" in line for line in host.containers(name))
+
+
+def test_without_surge_a_bad_version_gives_the_old_one_its_place_back(host, name):
+    config = "deployment: {max_surge_percent: 0}\n"
+    bad = host.spec(name, "bad", load="raise ValueError('the-very-reason')", config=config)
+    with host.deployer() as deployer:
+        good = host.put(deployer, host.spec(name, "v1", config=config))
+        assert host.put(deployer, bad, good.record).state == "failed"
+        assert [line.split()[1] for line in host.containers(name) if "v1" in line] == ["exited"]
+        deployer.apply(good.record)
+        until(deployer, name, lambda status: status.state == "running")
+        with Client(f"modelkit://box/{name}") as client:
+            assert client.methods.version() == "v1"
+
+
+def test_a_replica_that_is_killed_is_back_and_the_other_takes_its_calls(host, name):
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        victim = next(line.split()[0] for line in host.containers(name))
+        pid = int(host.docker("inspect", "--format", "{{.State.Pid}}", victim))
+        with Load(f"modelkit://box/{name}") as load:
+            wait_for(lambda: len(load.versions) > 20)
+            os.kill(pid, 9)
+            status = until(
+                deployer,
+                name,
+                lambda status: status.num_ready == 2 and host.docker("inspect", "--format", "{{.RestartCount}}", victim) == "1",
+            )
+            num_calls = len(load.versions)
+            wait_for(lambda: len(load.versions) > num_calls + 50)
+        assert status.state == "running"
+        # Those that were with it when it died may have run: they are told so, and never repeated.
+        assert len(load.failures) <= 3
+        assert all(error.executed for error in load.failures)
+
+
+def test_scale_touches_no_replica_that_stays(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        (stays,) = host.containers(name)
+        deployer.scale(name, 3, 3)
+        status = until(deployer, name, lambda status: status.num_ready == 3)
+        assert status.record.spec.parsed_config().deployment.min_replicas == 3
+        assert stays in host.containers(name)
+        deployer.scale(name, 1, 1)
+        status = until(deployer, name, lambda status: len(status.replicas) == 1)
+        assert host.containers(name) == [stays]
+        assert status.record.spec == first.record.spec
+        with pytest.raises(UsageError, match="no autoscaler"):
+            deployer.scale(name, 1, 2)
+        with pytest.raises(UsageError, match="one has to run"):
+            deployer.scale(name, 0, 0)
+
+
+def test_a_running_call_outlives_its_replica_being_replaced(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        with client_of(first) as client:
+            answers = client.methods.slow(seconds=6.0)
+            assert next(answers) == "begun"
+            host.put(deployer, host.spec(name, "v2"), first.record)
+            deployer.status(name)
+            assert list(answers) == ["v1"]
+        status = until(deployer, name, lambda status: len(status.replicas) == 1)
+        assert status.replicas[0].version == "v2"
+
+
+def test_secrets_are_in_the_replica_and_nowhere_else(host, name, monkeypatch):
+    monkeypatch.setenv("WORKER_SECRET", "swordfish")
+    monkeypatch.setenv("WORKER_KEY", "open-sesame")
+    spec = host.spec(name, "v1", config="secrets: [{env_var: WORKER_SECRET}]\n", api_key_env="WORKER_KEY")
+    with host.deployer() as deployer:
+        text = deployer.render(Record(spec))
+        assert "WORKER_SECRET" in text
+        first = host.put(deployer, spec)
+        told = [text, "\n".join(line.text for line in deployer.logs(name)), repr(first)]
+        container = host.containers(name)[0].split()[0]
+        told.append(host.docker("inspect", "--format", "{{json .Config.Labels}} {{json .Args}}", container))
+        told.append(host.docker("volume", "inspect", f"modelkit-deployment-{name}-2"))
+        assert not any(secret in each for secret in ("swordfish", "open-sesame") for each in told)
+        with Client(f"modelkit://box/{name}", api_key="open-sesame") as client:
+            assert client.methods.secret() == "swordfish"
+        # Scaled from where the secrets are not known: as the replicas have them.
+        monkeypatch.delenv("WORKER_SECRET")
+        deployer.scale(name, 2, 2)
+        until(deployer, name, lambda status: status.num_ready == 2)
+        deployer.scale(name, 1, 1)
+        until(deployer, name, lambda status: len(status.replicas) == 1)
+        # A new value is a reason to replace what is otherwise the same.
+        monkeypatch.setenv("WORKER_SECRET", "marlin")
+        deployer.apply(deployer.status(name).record)
+        until(deployer, name, lambda status: status.state == "running" and len(status.replicas) == 1)
+        with Client(f"modelkit://box/{name}", api_key="open-sesame") as client:
+            assert client.methods.secret() == "marlin"
+        deployer.delete(name)
+        monkeypatch.delenv("WORKER_SECRET")
+        with pytest.raises(UsageError, match="needs WORKER_SECRET, set neither here"):
+            deployer.apply(Record(spec))
+        assert host.containers(name) == []
+
+
+def test_logs_follow_every_replica_and_new_ones_too(host, name):
+    with host.deployer() as deployer, host.deployer() as reader:
+        first = host.put(deployer, host.spec(name, "v1"))
+        lines = reader.logs(name, num_lines=50, follow=True)
+        assert any(line.text == "version v1 loads" for line in lines)
+        with client_of(first) as client:
+            client.methods.say(text="hear, hear")
+        assert any((line.replica, line.text) == (f"{name}-v1-1", "hear, hear") for line in lines)
+        deployer.scale(name, 2, 2)
+        assert any((line.replica, line.text) == (f"{name}-v1-2", "version v1 loads") for line in lines)
+        lines.close()
+        with pytest.raises(DeployError, match="has no replica 'nobody'"):
+            deployer.logs(name, replica="nobody")
+
+
+CUT_OFF = """
+import sys, time
+from modelkit.computes import find_compute
+from modelkit.deploy import Record, open_deployer
+deployer = open_deployer(find_compute("box"))
+record = Record.from_json(sys.stdin.read())
+deployer.apply(record)
+while True:
+    status = deployer.status(record.spec.name)
+    print(status.state, [(each.version, each.state) for each in status.replicas], flush=True)
+    time.sleep(0.1)
+"""
+
+
+def test_kill_9_in_the_middle_of_a_roll_is_gone_on_with_by_whoever_looks(host, name):
+    config = "deployment: {max_surge_percent: 50}\n"
+    one, two = (host.spec(name, version, num_replicas=2, config=config) for version in ("v1", "v2"))
+    with host.deployer() as deployer:
+        first = host.put(deployer, one)
+        process = subprocess.Popen(
+            [sys.executable, "-c", CUT_OFF], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        process.stdin.write(first.record.followed_by(two).to_json())
+        process.stdin.close()
+        for line in process.stdout:
+            if "('v2', 'ready')" in line or "draining" in line:
+                break
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        status = until(deployer, name, lambda status: status.state == "running" and len(status.replicas) == 2)
+        assert {each.version for each in status.replicas} == {"v2"}
+        assert len(host.containers(name)) == 2
+
+
+def test_two_deployments_side_by_side_do_not_disturb_each_other(host, name):
+    other = f"{name}-other"
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1"))
+        try:
+            host.put(deployer, host.spec(other, "v2"))
+            names = [status.name for status in deployer.statuses()]
+            assert [each for each in names if each in {name, other}] == [name, other]
+            with Client(f"modelkit://box/{name}") as a, Client(f"modelkit://box/{other}") as b:
+                assert (a.methods.version(), b.methods.version()) == ("v1", "v2")
+            deployer.delete(other)
+            with Client(f"modelkit://box/{name}") as client:
+                assert client.methods.version() == "v1"
+            with pytest.raises(UnknownDeploymentError, match=f"did you mean {name}"):
+                deployer.status(other)
+        finally:
+            with contextlib.suppress(UnknownDeploymentError):
+                deployer.delete(other)
+
+
+def test_what_changes_at_the_same_moment_is_refused(host, name):
+    from modelkit.computes.docker_api import docker_host
+    from modelkit.deploy.docker.state import read_state, write_state
+
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1"))
+        with docker_host(host.compute) as connected:
+            state = read_state(connected, name, [])
+            write_state(connected, state)
+            with pytest.raises(DeployError, match="somebody else has changed"):
+                write_state(connected, state)
+
+
+def test_the_record_survives_a_prune_of_volumes(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        volumes = host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={name}").split()
+        host.docker("volume", "rm", *volumes)
+        assert deployer.status(name).record == first.record
+        deployer.delete(name)
+
+
+def test_a_machine_without_gpus_says_so(host, name):
+    spec = host.spec(name, "v1")
+    config = {**spec.config, "compute": {**spec.config["compute"], "num_accelerators": 1}}
+    from dataclasses import replace
+
+    with host.deployer() as deployer, pytest.raises(DeployError, match="cannot give a GPU") as caught:
+        deployer.apply(Record(replace(spec, config=config)))
+    assert "nvidia-container-toolkit" in caught.value.cure
+    assert host.containers(name) == []
+
+
+def test_check_says_what_the_host_is(host):
+    with host.deployer() as deployer:
+        report = deployer.check()
+    assert report.problems == ()
+    assert report.cpu_total == os.cpu_count()
+    assert dict(report.versions)["Docker"]
