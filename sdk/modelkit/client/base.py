@@ -91,7 +91,7 @@ class Call:
     def pause_s(self, error: "grpc.RpcError | CallError") -> float:
         """Return how long to wait before the next try. Raises what went wrong where there is none."""
         failure = self.failure(error)
-        pause = self.attempts.pause_s(failure)
+        pause = self.attempts.pause_s(failure, elsewhere=self.deployment is not None)
         if pause is None:
             raise failure from (error if failure is not error else None)
         return pause
