@@ -1,7 +1,6 @@
 """Deployments on a real Docker daemon: rolled out under load, taken back, scaled, killed, stopped."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import textwrap
 import threading
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 
@@ -416,8 +414,9 @@ def test_two_deployments_side_by_side_do_not_disturb_each_other(host, name):
             deployer.delete(other)
             with Client(f"modelkit://box/{name}") as client:
                 assert client.methods.version() == "v1"
-            with pytest.raises(UnknownDeploymentError, match=f"did you mean {name}"):
+            with pytest.raises(UnknownDeploymentError, match=f"has no deployment '{other}'") as caught:
                 deployer.status(other)
+            assert f"did you mean {name}" in caught.value.cure
         finally:
             with contextlib.suppress(UnknownDeploymentError):
                 deployer.delete(other)
