@@ -1,6 +1,7 @@
 """The verbs of deployments, as a person uses them one after the other, on a real Docker host."""
 
 import json
+import signal
 import subprocess
 import sys
 import uuid
@@ -13,7 +14,12 @@ from modelkit.cli.app import main
 
 pytestmark = pytest.mark.timeout(600)
 
-BROKEN = MODEL + "\nraise RuntimeError('the weights of this version were never trained')\n"
+# Nothing is wrong with it until it is loaded on the compute.
+LOADING = "class Worker(Model):\n    def load(self):\n        "
+BROKEN = MODEL.replace(
+    "class Worker(Model):", f"{LOADING}raise RuntimeError('these weights were never trained')\n"
+)
+SLOW = MODEL.replace("class Worker(Model):", f"{LOADING}time.sleep(3600)\n")
 
 
 @pytest.fixture
@@ -149,19 +155,15 @@ def test_a_compute_that_cannot_be_reached(compute, run, tmp_path):
 def test_ctrl_c_ends_the_waiting_and_says_how_to_go_on(compute, docker, base_image, tmp_path):
     name, _ = compute
     folder = write_folder(tmp_path / "worker", base_image)
-    (folder / "model.py").write_text(
-        MODEL.replace(
-            "class Worker(Model):", "class Worker(Model):\n    def load(self):\n        time.sleep(3600)\n"
-        )
-    )
+    (folder / "model.py").write_text(SLOW)
     command = [sys.executable, "-m", "modelkit", "serve", str(folder), "--compute", "box", "--name", name]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    said = ""
-    for line in process.stderr:
-        said += line
-        if f"{name} dev-" in line:  # the wait has begun
-            break
-    process.send_signal(2)
-    said += process.stderr.read()
-    assert process.wait(timeout=60) == 130, said
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        said = ""
+        for line in process.stderr:
+            said += line
+            if f"{name} dev-" in line:  # the wait has begun
+                break
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == 130, said
     assert f"modelkit status box/{name}" in said
