@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from modelkit.config import Config
 from modelkit.deploy.ray_serve.accelerators import type_selectors
-from modelkit.deploy.ray_serve.contract import SERVICER_FUNCTION
 from modelkit.deploy.record import DeploymentSpec, Record
+from modelkit.inference.contract import SERVICER_FUNCTION
 
 __all__ = [
     "CANARY_SUFFIX",

@@ -7,8 +7,8 @@ from typing import Any, Final
 from modelkit.computes import Compute
 from modelkit.computes.ray_api import RayApi
 from modelkit.deploy.base import LineSink
-from modelkit.deploy.ray_serve.contract import SERVICER_FUNCTION
 from modelkit.errors import DeployError
+from modelkit.inference.contract import SERVICER_FUNCTION
 
 __all__ = ["setup_problem", "wait_for_proxies"]
 
