@@ -147,7 +147,11 @@ def _changing() -> Iterator[dict[str, Compute]]:
             computes = _read()
             yield computes
             content = {
-                name: {key: value for key, value in asdict(compute).items() if value is not None}
+                name: {
+                    key: value
+                    for key, value in asdict(compute).items()
+                    if value is not None and key != "name"
+                }
                 for name, compute in sorted(computes.items())
             }
             draft = path.with_suffix(".draft")
