@@ -7,6 +7,7 @@ requests and answers are the JSON of the API itself, so that a new version of an
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -125,7 +126,18 @@ class KubernetesApi:
                 return None
             raise
 
-    def list(self, path: str, **query: str) -> list[dict[str, Any]]:
+    def has(self, path: str) -> bool:
+        """Tell whether an object is there, without its content: of a Secret, that is nobody's business here."""
+        accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+        try:
+            self._send("GET", path, accept=accept).read()
+        except KubernetesError as error:
+            if error.status == _NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def items(self, path: str, **query: str) -> list[dict[str, Any]]:
         """Return the objects at a path; none where the cluster has no such kind."""
         found = self.find(path, **query)
         return [] if found is None else list(found.get("items") or ())
@@ -160,9 +172,21 @@ class KubernetesApi:
             raise
         return True
 
-    def lines(self, path: str, *, timeout_s: float | None = _TIMEOUT_S, **query: str) -> Iterator[str]:
-        """Yield lines of text, such as a log, as they come; with `timeout_s` None however long that takes."""
+    def lines(
+        self,
+        path: str,
+        *,
+        timeout_s: float | None = _TIMEOUT_S,
+        stop: threading.Event | None = None,
+        **query: str,
+    ) -> Iterator[str]:
+        """Yield lines of text, such as a log, as they come; with `timeout_s` None however long that takes.
+
+        Where `stop` is set from another thread, the connection is closed and this ends.
+        """
         response = self._send("GET", path, query, read_timeout_s=timeout_s)
+        if stop is not None:
+            threading.Thread(target=_shut, args=(response.response, stop), daemon=True).start()
         try:
             rest = b""
             for piece in response.response.stream(amt=None, decode_content=True):
@@ -203,11 +227,12 @@ class KubernetesApi:
         *,
         body: Mapping[str, Any] | None = None,
         content: str = "application/json",
+        accept: str = "application/json, */*",
         read_timeout_s: float | None = _TIMEOUT_S,
     ) -> Any:
         """Send a request and return its response, unread. What only reads is repeated where the connection broke."""
         client = self._client
-        headers = {"Accept": "application/json, */*"}
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content
         client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
@@ -232,6 +257,13 @@ class KubernetesApi:
         if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's success
             raise _refusal(self.compute, method, path, response.status, response.read())
         return response
+
+
+def _shut(response: Any, stop: threading.Event) -> None:
+    """Close a connection under whoever reads from it, once `stop` is set."""
+    stop.wait()
+    with suppress(Exception):  # it may have ended by itself
+        response.shutdown()
 
 
 def _connect(compute: Compute) -> tuple[Any, str]:
@@ -373,7 +405,7 @@ def find_endpoint(api: KubernetesApi, name: str, *, must_reach: bool = False) ->
         return _told_endpoint(compute.endpoint, name)
     service = api.find(_SERVICES.path(api.namespace, name))
     if service is None:
-        services = api.list(_SERVICES.path(api.namespace), labelSelector=label_selector())
+        services = api.items(_SERVICES.path(api.namespace), labelSelector=label_selector())
         names = sorted({each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in services})
         raise UnknownDeploymentError(compute.name, name, names)
     if (published := _published(api, service)) is not None:
@@ -432,7 +464,7 @@ def _published(api: KubernetesApi, service: Mapping[str, Any]) -> Endpoint | Non
 def _node_hosts(api: KubernetesApi) -> list[str]:
     """Return the addresses of all nodes: the outer ones where they have any."""
     found: dict[str, list[str]] = {"ExternalIP": [], "InternalIP": []}
-    for node in api.list("/api/v1/nodes"):
+    for node in api.items("/api/v1/nodes"):
         for address in node["status"].get("addresses") or ():
             found.get(address["type"], []).append(address["address"])
     return found["ExternalIP"] or found["InternalIP"]

@@ -1,6 +1,6 @@
 """Sends objects to a cluster, and takes away those that are no longer wanted."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from modelkit.computes.kubernetes_api import Kind, KubernetesApi, KubernetesError, label_selector
@@ -10,7 +10,7 @@ from modelkit.errors import DeployError
 __all__ = ["apply_objects", "delete_all", "owned_objects", "prune"]
 
 
-def apply_objects(api: KubernetesApi, objects: Iterable[Mapping[str, Any]], served: Iterable[str]) -> None:
+def apply_objects(api: KubernetesApi, objects: Iterable[Mapping[str, Any]], served: Collection[str]) -> None:
     """Apply objects in their order. Raises KubernetesError with the object that the cluster does not take."""
     for item in adapted(objects, served):
         name = item["metadata"]["name"]
@@ -21,20 +21,20 @@ def apply_objects(api: KubernetesApi, objects: Iterable[Mapping[str, Any]], serv
 
 
 def owned_objects(
-    api: KubernetesApi, name: str | None, served: Iterable[str]
+    api: KubernetesApi, name: str | None, served: Collection[str]
 ) -> list[tuple[Kind, dict[str, Any]]]:
     """Return all objects of a deployment, or of all; not those that a controller has made of them."""
     selector = label_selector(name)
     return [
-        (kind, item)
+        (kind, {"apiVersion": kind.api_version, "kind": kind.name, **item})  # a list leaves that out
         for kind in owned_kinds(served)
-        for item in api.list(kind.path(api.namespace), labelSelector=selector)
+        for item in api.items(kind.path(api.namespace), labelSelector=selector)
         if not item["metadata"].get("ownerReferences")
     ]
 
 
 def prune(
-    api: KubernetesApi, name: str, wanted: Sequence[Mapping[str, Any]], served: Iterable[str]
+    api: KubernetesApi, name: str, wanted: Sequence[Mapping[str, Any]], served: Collection[str]
 ) -> list[str]:
     """Delete what a deployment has and no longer wants, and return what that was."""
     kept = {(item["kind"], item["metadata"]["name"]) for item in wanted}
@@ -46,7 +46,7 @@ def prune(
     return gone
 
 
-def delete_all(api: KubernetesApi, name: str, served: Iterable[str]) -> None:
+def delete_all(api: KubernetesApi, name: str, served: Collection[str]) -> None:
     """Delete all objects of a deployment: first what scales and runs it, its services last."""
     for kind, item in reversed(owned_objects(api, name, served)):
         api.delete(kind.path(api.namespace, item["metadata"]["name"]))

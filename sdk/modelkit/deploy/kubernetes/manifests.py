@@ -45,7 +45,7 @@ TEMPLATE: Final = "modelkit/template"
 TRACK: Final = "modelkit/track"
 STABLE: Final = "stable"
 # The longest name that leaves room for those made of it, of which Kubernetes takes 63 characters.
-MAX_NAME_CHARACTERS: Final = 52
+MAX_NAME_CHARACTERS: Final = 54
 
 _CALLS_METRIC: Final = "modelkit_calls_running"
 _CPU_PERCENT: Final = 70
@@ -131,14 +131,19 @@ def service_objects(spec: DeploymentSpec, compute: Compute, *, track: str = STAB
     pods = selector(spec.name, track)
     ports = [
         # h2c: a gateway in front has to know that this is HTTP/2 without TLS.
-        {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"},
-        {"name": "http", "port": HTTP_PORT, "targetPort": "http"},
+        _port("grpc", GRPC_PORT) | {"appProtocol": "kubernetes.io/h2c"},
+        _port("http", HTTP_PORT),
     ]
     plain = _object(SERVICE, metadata(name, spec, compute), {"selector": pods, "ports": ports})
     if track != STABLE:
         return [plain]
     headless = {"clusterIP": "None", "selector": pods, "ports": ports}
     return [plain, _object(SERVICE, metadata(replicas_service(spec.name), spec, compute), headless)]
+
+
+def _port(name: str, number: int) -> dict[str, Any]:
+    # The protocol is part of a port's key: older clusters want to be told even the default.
+    return {"name": name, "port": number, "targetPort": name, "protocol": "TCP"}
 
 
 def selector(name: str, track: str = STABLE) -> dict[str, str]:

@@ -61,7 +61,7 @@ def deployment_status(
         min_replicas=bounds.min_replicas,
         max_replicas=bounds.max_replicas,
         reason=reason,
-        canary_version="" if canary is None else record_of(canary).spec.version,
+        canary=None if canary is None else record_of(canary).spec,
         canary_percent=0 if canary is None else int(canary["metadata"]["annotations"][PERCENT]),
     )
 
@@ -106,7 +106,7 @@ def is_waiting_for_image(pod: Mapping[str, Any]) -> bool:
 # ------------------------------------------------------------------------------------------------------------- the whole
 
 
-def _state(
+def _state(  # noqa: PLR0911 - one line per state
     workload: Mapping[str, Any], observed: Observed, replicas: Sequence[Replica]
 ) -> tuple[DeploymentState, str]:
     about, spec, status = workload["metadata"], workload["spec"], workload.get("status", {})
@@ -131,7 +131,9 @@ def _state(
     failed = [replica for replica in new if replica.state == "failed"]
     if failed and not ready_new:
         return "failed", failed[0].reason
-    return on_the_way, _first_reason(new) or f"{status.get('availableReplicas', 0)} of {wanted} replicas are ready"
+    return on_the_way, _first_reason(
+        new
+    ) or f"{status.get('availableReplicas', 0)} of {wanted} replicas are ready"
 
 
 def _new_replicas(
@@ -167,7 +169,9 @@ def _said(condition: Mapping[str, Any]) -> str:
 
 
 def _sorted(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"]))
+    return sorted(
+        pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"])
+    )
 
 
 def _replica(pod: Mapping[str, Any], observed: Observed) -> Replica:
@@ -184,7 +188,9 @@ def _replica(pod: Mapping[str, Any], observed: Observed) -> Replica:
     )
 
 
-def _pod_state(pod: Mapping[str, Any], warning: str, last_line: str) -> tuple[ReplicaState, str]:
+def _pod_state(  # noqa: PLR0911 - one line per state
+    pod: Mapping[str, Any], warning: str, last_line: str
+) -> tuple[ReplicaState, str]:
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp"):
         return "draining", ""

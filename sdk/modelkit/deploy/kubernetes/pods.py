@@ -65,8 +65,8 @@ def server_container(spec: DeploymentSpec, config: Config, volumes: "_Volumes") 
         "args": config_options(spec),
         "terminationMessagePolicy": "FallbackToLogsOnError",  # a status then has the last lines of one that died
         "ports": [
-            {"name": "grpc", "containerPort": GRPC_PORT},
-            {"name": "http", "containerPort": HTTP_PORT},
+            {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
         ],
     }
     if secrets := secret_refs(spec, config):
