@@ -25,9 +25,11 @@ def last_lines(api: KubernetesApi, pod: Mapping[str, Any], num_lines: int) -> li
     path = f"{POD.path(api.namespace, pod['metadata']['name'])}/log"
     previous = "true" if is_waiting_to_restart(pod) else "false"
     try:
-        return list(api.lines(path, container=CONTAINER, tailLines=str(num_lines), previous=previous))
+        lines = list(api.lines(path, container=CONTAINER, tailLines=str(num_lines), previous=previous))
     except DeployError:
         return []  # it has no container yet, or none any more
+    # The kubelet's own words, in the place of a log that has gone with its container.
+    return [line for line in lines if not line.startswith("unable to retrieve container logs")]
 
 
 def follow(api: KubernetesApi, pods: Pods, num_lines: int) -> Iterator[LogLine]:

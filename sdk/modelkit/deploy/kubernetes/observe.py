@@ -1,6 +1,6 @@
 """From what the cluster says of a deployment's pods to a status, in the cluster's own words where it has some.
 
-Pure: objects in, a Status out; `deployer` asks the cluster for them.
+Pure: objects in, a Status out; `cluster` asks for them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

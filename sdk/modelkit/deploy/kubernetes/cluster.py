@@ -46,6 +46,7 @@ _CUSTOM_METRICS: Final = "custom.metrics.k8s.io/"
 _RESERVED: Final = ("-canary", "-replicas")
 _POLL_S: Final = 0.5
 _DELETE_SLACK_S: Final = 120.0
+_FAULT: Final = "Failed"  # how the reasons of such events begin
 _MAX_ASKED: Final = 3  # of replicas that are not ready, whose last line is worth a request each
 # The kinds that stand for a deployment, each with its record.
 _WORKLOADS: Final = (DEPLOYMENT, KNATIVE_SERVICE, KUBERAY_SERVICE)
@@ -338,7 +339,9 @@ class KubernetesDeployer:
         return Observed(pods=pods, warnings=warnings, last_lines=lines)
 
     def _pods(self, name: str) -> list[dict[str, Any]]:
-        return self._api.items(POD.path(self._api.namespace), labelSelector=label_selector(name))
+        """Return a deployment's pods, without those of which only the entry is left."""
+        pods = self._api.items(POD.path(self._api.namespace), labelSelector=label_selector(name))
+        return [pod for pod in pods if not _has_ended(pod)]
 
     def _warnings(self, names: set[str]) -> dict[str, str]:
         """Return the last warning about each of these pods, as far as it may be read."""
@@ -383,3 +386,10 @@ def _is_canary(item: Mapping[str, Any]) -> bool:
 def _is_ready(pod: Mapping[str, Any]) -> bool:
     conditions = pod.get("status", {}).get("conditions") or ()
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def _has_ended(pod: Mapping[str, Any]) -> bool:
+    """Tell whether nothing of a pod runs any more that was told to end; its entry may stay for half a minute."""
+    containers = pod.get("status", {}).get("containerStatuses") or ()
+    runs = any("running" in (each.get("state") or {}) for each in containers)
+    return "deletionTimestamp" in pod["metadata"] and bool(containers) and not runs
