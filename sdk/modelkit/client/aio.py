@@ -3,8 +3,8 @@
 # ruff: noqa: SLF001 - the client, its methods and its streams are parts of one thing
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from modelkit.client.base import (
 )
 from modelkit.client.binding import merge_arguments, name_arguments
 from modelkit.client.description import ModelDescription, read_description
+from modelkit.client.lane import Lane, Opener
 from modelkit.client.messages import Chunk, Response, encode_item, end_of_items, read_response
 from modelkit.client.remote_method import BaseMethods, BaseRemoteMethod, Bound
 from modelkit.client.retry import Deadline, RetryPolicy
@@ -32,6 +33,7 @@ from modelkit.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     MethodNotFoundError,
+    UnavailableError,
     UnimplementedError,
 )
 from modelkit.inference.v1 import inference_pb2 as pb
@@ -86,7 +88,7 @@ class AsyncClient(BaseClient):
     ) -> None:
         super().__init__(
             address,
-            (grpc.aio.insecure_channel, grpc.aio.secure_channel),
+            Opener(grpc.aio.insecure_channel, grpc.aio.secure_channel, self._close_soon),
             timeout_s=timeout_s,
             api_key=api_key,
             tls=tls,
@@ -95,6 +97,9 @@ class AsyncClient(BaseClient):
             headers=headers,
             allow_plaintext_api_key=allow_plaintext_api_key,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: set[asyncio.Future[None]] = set()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def predict(
         self,
@@ -182,14 +187,15 @@ class AsyncClient(BaseClient):
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the model takes calls; the server may still be starting. Raises DeadlineExceededError."""
-        wait = ReadyWait(self._new_question(self._deadline(timeout_s)), self._channel)
+        wait = ReadyWait(self._new_question(self._deadline(timeout_s)))
         while True:
             try:
-                if wait.can_watch:
-                    await self._watch(wait)
-                else:
-                    wait.saw(await wait.check())
-            except grpc.RpcError as error:
+                async with self._on_lane(wait.call) as lane:
+                    if wait.can_watch:
+                        await self._watch(wait, lane)
+                    else:
+                        wait.saw(await wait.check(lane))
+            except (grpc.RpcError, UnavailableError) as error:
                 wait.failed(error)
             if wait.is_over:
                 return
@@ -198,8 +204,11 @@ class AsyncClient(BaseClient):
     async def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
         self._is_closed = True
-        if self._connected is not None:
-            await self._connected[0].close()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        for lane in self._all_lanes():
+            await lane.channel.close()
+        await asyncio.gather(*self._closing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,27 +219,57 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def _predict(self, call: Call) -> Response:
-        answer = await self._ask(call, self._stub.Predict, call.invocation.predict_request())
+        answer = await self._ask(call, lambda lane: lane.stub.Predict, call.invocation.predict_request())
         return read_response(answer, call.request_id)
 
     async def _describe(self, deadline: Deadline) -> ModelDescription:
-        answer = await self._ask(self._new_question(deadline), self._stub.Describe, pb.DescribeRequest())
+        question = self._new_question(deadline)
+        answer = await self._ask(question, lambda lane: lane.stub.Describe, pb.DescribeRequest())
         self._description = read_description(answer)
         return self._description
 
-    async def _ask(self, call: Call, method: Any, request: Any) -> Any:
+    async def _ask(self, call: Call, method: Callable[[Lane], Any], request: Any) -> Any:
         """Call a unary RPC, again where the policy says so."""
         while True:
-            self._connection()  # raises where the client was closed during a pause
             try:
-                return await method(request, **call.options())
-            except grpc.RpcError as error:
+                async with self._on_lane(call) as lane:
+                    return await method(lane)(request, **call.options(lane))
+            except (grpc.RpcError, UnavailableError) as error:
                 pause = call.pause_s(error)
             await asyncio.sleep(pause)
 
+    @asynccontextmanager
+    async def _on_lane(self, call: Call) -> AsyncIterator[Lane]:
+        lane = await self._find_lane(call)
+        try:
+            yield lane
+        finally:
+            lane.leave()
+
+    async def _find_lane(self, call: Call) -> Lane:
+        self._raise_if_closed()
+        deployment = self._deployment
+        if deployment is not None:
+            self._loop = asyncio.get_running_loop()
+            if deployment.has_to_be_located:
+                await asyncio.to_thread(deployment.locate)
+            elif deployment.is_stale and (self._refreshing is None or self._refreshing.done()):
+                self._refreshing = asyncio.create_task(asyncio.to_thread(deployment.refresh))
+        return self._enter(call)
+
+    def _close_soon(self, channel: grpc.aio.Channel) -> None:
+        """Close a channel without waiting: it is told from wherever its last call has ended."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._close, channel)
+
+    def _close(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.ensure_future(channel.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
     @staticmethod
-    async def _watch(wait: ReadyWait) -> None:
-        updates = wait.watch()
+    async def _watch(wait: ReadyWait, lane: Lane) -> None:
+        updates = wait.watch(lane)
         try:
             async for update in updates:
                 if wait.saw(update):
@@ -308,8 +347,10 @@ class AsyncStream(BaseStream[Awaitable[Prepared]], AsyncIterator[Any]):
         prepared = await self._connect()
         while True:
             try:
+                if self._rpc is None:
+                    self._dial(prepared, await prepared.find_lane(prepared.call))
                 message = await self._rpc.read()
-            except grpc.RpcError as error:
+            except (grpc.RpcError, UnavailableError) as error:
                 await asyncio.sleep(self._pause_s(prepared, error))
             except asyncio.CancelledError:
                 self._raise_if_not_the_task(prepared)
@@ -318,16 +359,17 @@ class AsyncStream(BaseStream[Awaitable[Prepared]], AsyncIterator[Any]):
                 if message is grpc.aio.EOF:
                     raise StopAsyncIteration
                 return message
-            self._dial(prepared)
+            self._rpc = None
 
     async def _connect(self) -> Prepared:
         """Start the call, once."""
         if self._prepared is None:
             self._raise_if_stopped()
-            prepared = await self._prepare()
-            self._dial(prepared)
-            self._prepared = prepared
+            self._prepared = await self._prepare()
         return self._prepared
+
+    def _leave_at_end(self, lane: Lane) -> None:
+        self._rpc.add_done_callback(lane.leave)
 
     def _raise_if_not_the_task(self, prepared: Prepared) -> None:
         """Tell a cancelled call, which grpc.aio reports in the same way, from a cancelled task."""

@@ -1,6 +1,7 @@
 """What both clients share: everything but the waiting. `sync` and `aio` add the transport and nothing else."""
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -10,12 +11,14 @@ from uuid import uuid4
 
 import grpc
 
-from modelkit.client.channel import headers_for, inference_stub, opener
+from modelkit.client.channel import headers_for, opener
 from modelkit.client.description import ModelDescription
 from modelkit.client.failures import from_rpc_error
+from modelkit.client.lane import Deployment, Lane, Opener
 from modelkit.client.messages import Invocation, StreamReader, Usage
 from modelkit.client.retry import Attempts, Deadline, RetryPolicy
 from modelkit.client.settings import TLS, Settings
+from modelkit.computes.endpoint import Route
 from modelkit.errors import (
     CallError,
     CancelledCallError,
@@ -26,7 +29,17 @@ from modelkit.errors import (
 )
 from modelkit.inference.v1 import inference_pb2 as pb
 
-__all__ = ["BaseClient", "BaseSource", "BaseStream", "Call", "Health", "Prepared", "ReadyWait", "read_health"]
+__all__ = [
+    "TIMEOUT_HEADER",
+    "BaseClient",
+    "BaseSource",
+    "BaseStream",
+    "Call",
+    "Health",
+    "Prepared",
+    "ReadyWait",
+    "read_health",
+]
 
 Health = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
 
@@ -34,35 +47,53 @@ Health = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
 Prepare = TypeVar("Prepare")
 
 
+# What a call is told in metadata where the compute's proxy hides its deadline: the milliseconds that are left.
+TIMEOUT_HEADER = "x-modelkit-timeout-ms"
+
+
 @dataclass(slots=True)
 class Call:
-    """One call with all its tries: what to send, until when, and what a failure of it means."""
+    """One call with all its tries: what to send, until when, and what a failure of it means.
+
+    `deployment` hears of a try that found nobody; `found_nobody` tells that there was one.
+    """
 
     settings: Settings
     invocation: Invocation
     deadline: Deadline
     request_id: str
     attempts: Attempts
+    deployment: Deployment | None = None
+    began_at: float = 0.0
+    found_nobody: bool = False
 
-    def options(self) -> dict[str, Any]:
+    def options(self, lane: Lane) -> dict[str, Any]:
         """Return gRPC's options of the next try; the deadline covers all tries together."""
-        return {
-            "timeout": self.deadline.remaining_s(),
-            "metadata": headers_for(self.settings, self.request_id),
-        }
+        remaining_s = self.deadline.remaining_s()
+        metadata = (*headers_for(self.settings, self.request_id), *lane.headers)
+        if lane.says_deadline and remaining_s is not None:
+            metadata = (*metadata, (TIMEOUT_HEADER, str(round(remaining_s * 1000))))
+        return {"timeout": remaining_s, "metadata": metadata}
 
-    def failure(self, error: grpc.RpcError) -> CallError:
+    def failure(self, error: "grpc.RpcError | CallError") -> CallError:
         """Translate what gRPC raised."""
-        return from_rpc_error(
-            error, address=self.settings.address, deadline=self.deadline, request_id=self.request_id
-        )
+        failure = error
+        if not isinstance(failure, CallError):
+            failure = from_rpc_error(
+                error, address=self.settings.address, deadline=self.deadline, request_id=self.request_id
+            )
+        if isinstance(failure, UnavailableError) and not failure.executed:
+            self.found_nobody = True
+            if self.deployment is not None:
+                self.deployment.doubt(self.began_at)
+        return failure
 
-    def pause_s(self, error: grpc.RpcError) -> float:
+    def pause_s(self, error: "grpc.RpcError | CallError") -> float:
         """Return how long to wait before the next try. Raises what went wrong where there is none."""
         failure = self.failure(error)
-        pause = self.attempts.pause_s(failure)
+        pause = self.attempts.pause_s(failure, elsewhere=self.deployment is not None)
         if pause is None:
-            raise failure from error
+            raise failure from (error if failure is not error else None)
         return pause
 
 
@@ -74,7 +105,7 @@ class BaseClient:
     def __init__(
         self,
         address: str | None,
-        channel_functions: tuple[Callable[..., Any], Callable[..., Any]],
+        channels: Opener,
         *,
         timeout_s: float | None,
         api_key: str | None,
@@ -94,14 +125,19 @@ class BaseClient:
             headers=headers,
             allow_plaintext_api_key=allow_plaintext_api_key,
         )
-        self._open_channel = opener(self._settings, *channel_functions)
-        self._connected: tuple[Any, Any] | None = None
+        self._opener = channels
+        self._deployment: Deployment | None = None
+        if self._settings.names_deployment:
+            self._deployment = Deployment(self._settings, channels)
+        else:
+            self._open_channel = opener(self._settings, channels.insecure, channels.secure)
+        self._lane: Lane | None = None
         self._is_closed = False
         self._description: ModelDescription | None = None
 
     @property
     def address(self) -> str:
-        """Where the client connects: host:port."""
+        """Where the client connects: host:port, or modelkit://COMPUTE/DEPLOYMENT."""
         return self._settings.address
 
     def __repr__(self) -> str:
@@ -114,22 +150,30 @@ class BaseClient:
             parts.append(f"tls={self._settings.tls}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
-    def _connection(self) -> tuple[Any, Any]:
-        """Return channel and stub, made on first use: a channel of grpc.aio belongs to the loop that runs then."""
+    def _raise_if_closed(self) -> None:
         if self._is_closed:
             raise FailedPreconditionError("the client is closed", cure="make a new one; close() is its end")
-        if self._connected is None:
-            channel = self._open_channel()
-            self._connected = channel, inference_stub(channel)
-        return self._connected
 
-    @property
-    def _channel(self) -> Any:
-        return self._connection()[0]
+    def _fixed_lane(self) -> Lane:
+        """Return the lane to an address, made on first use: a channel of grpc.aio belongs to the loop that runs then."""
+        if self._lane is None:
+            self._lane = Lane(self._open_channel(), Route(targets=(self.address,)), self._opener.close)
+        return self._lane
 
-    @property
-    def _stub(self) -> Any:
-        return self._connection()[1]
+    def _enter(self, call: Call) -> Lane:
+        """Return the lane of a call's next try, which has to leave it; a deployment was located before."""
+        self._raise_if_closed()
+        call.began_at = time.monotonic()
+        if self._deployment is not None:
+            return self._deployment.enter(nobody_answered=call.found_nobody)
+        lane = self._fixed_lane()
+        lane.enter()
+        return lane
+
+    def _all_lanes(self) -> list[Lane]:
+        """Return the lanes to close."""
+        lanes = [] if self._lane is None else [self._lane]
+        return lanes if self._deployment is None else [*lanes, *self._deployment.lanes()]
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         """Start the clock of a call."""
@@ -145,19 +189,21 @@ class BaseClient:
         """Prepare a call of the model. Raises InvalidArgumentError for an argument that cannot be sent."""
         invocation = Invocation.of(method, arguments, {**self._settings.metadata, **(metadata or {})})
         attempts = Attempts(self._settings.retry, deadline)
-        return Call(self._settings, invocation, deadline, uuid4().hex, attempts)
+        return Call(self._settings, invocation, deadline, uuid4().hex, attempts, self._deployment)
 
     def _new_question(self, deadline: Deadline) -> Call:
         """Prepare a call that only asks, and may therefore be tried again whatever became of it."""
         attempts = Attempts(self._settings.retry, deadline, idempotent=True)
-        return Call(self._settings, Invocation("", {}, {}), deadline, uuid4().hex, attempts)
+        invocation = Invocation("", {}, {})
+        return Call(self._settings, invocation, deadline, uuid4().hex, attempts, self._deployment)
 
-    def _health_check(self, service: str) -> tuple[Any, Any]:
+    @staticmethod
+    def _health_check(service: str) -> tuple[Callable[[Lane], Any], Any]:
         """Return the standard health check and its request."""
         from grpc_health.v1 import health_pb2
         from grpc_health.v1.health_pb2_grpc import HealthStub
 
-        return HealthStub(self._channel).Check, health_pb2.HealthCheckRequest(service=service)
+        return lambda lane: HealthStub(lane.channel).Check, health_pb2.HealthCheckRequest(service=service)
 
     def _recall(self) -> ModelDescription:
         """Return what the server said of itself, to something that lists it and cannot wait for an event loop."""
@@ -168,18 +214,22 @@ class BaseClient:
         return self._description
 
     def _prepare_generate(self, call: Call) -> "Prepared":
-        def dial() -> Any:
-            return self._stub.Generate(call.invocation.generate_request(), **call.options())
+        def dial(lane: Lane) -> Any:
+            return lane.stub.Generate(call.invocation.generate_request(), **call.options(lane))
 
-        return Prepared(call, dial)
+        return Prepared(call, dial, self._find_lane)
 
     def _prepare_stream(self, call: Call, items: Any) -> "Prepared":
         source = self._SOURCE(items)
 
-        def dial() -> Any:
-            return self._stub.Stream(source.messages(call.invocation.stream_start()), **call.options())
+        def dial(lane: Lane) -> Any:
+            return lane.stub.Stream(source.messages(call.invocation.stream_start()), **call.options(lane))
 
-        return Prepared(call, dial, source)
+        return Prepared(call, dial, self._find_lane, source)
+
+    def _find_lane(self, call: Call) -> Any:
+        """Return the lane of a call's next try, or something to await for it. Raises UnavailableError and what locating does."""
+        raise NotImplementedError
 
 
 def read_health(answer: Any) -> Health:
@@ -193,24 +243,28 @@ class ReadyWait:
 
     POLL_S = 0.1
 
-    def __init__(self, call: Call, channel: Any) -> None:
+    def __init__(self, call: Call) -> None:
         from grpc_health.v1 import health_pb2
-        from grpc_health.v1.health_pb2_grpc import HealthStub
 
-        self._call = call
-        self._health = HealthStub(channel)
+        self.call = call
         self._request = health_pb2.HealthCheckRequest()
         self._last = "it has not answered"
         self.can_watch = True  # until the server says that it does not implement Watch
         self.is_over = False
 
-    def watch(self) -> Any:
+    def watch(self, lane: Lane) -> Any:
         """Ask to be told of every change."""
-        return self._health.Watch(self._request, **self._call.options())
+        return self._health(lane).Watch(self._request, **self.call.options(lane))
 
-    def check(self) -> Any:
+    def check(self, lane: Lane) -> Any:
         """Ask for the state as it is now."""
-        return self._health.Check(self._request, **self._call.options())
+        return self._health(lane).Check(self._request, **self.call.options(lane))
+
+    @staticmethod
+    def _health(lane: Lane) -> Any:
+        from grpc_health.v1.health_pb2_grpc import HealthStub
+
+        return HealthStub(lane.channel)
 
     def saw(self, answer: Any) -> bool:
         """Take in what the health service says; true when the model takes calls, which ends the waiting."""
@@ -218,9 +272,9 @@ class ReadyWait:
         self.is_over = answer.status == answer.SERVING
         return self.is_over
 
-    def failed(self, error: grpc.RpcError) -> None:
+    def failed(self, error: "grpc.RpcError | CallError") -> None:
         """Take in a failure. Raises it when asking again is no use."""
-        failure = self._call.failure(error)
+        failure = self.call.failure(error)
         if isinstance(failure, UnimplementedError) and self.can_watch:
             self.can_watch = False
         elif isinstance(failure, UnavailableError):
@@ -230,7 +284,7 @@ class ReadyWait:
 
     def pause_s(self) -> float:
         """Return how long to wait before asking again. Raises DeadlineExceededError once the time is over."""
-        settings, deadline = self._call.settings, self._call.deadline
+        settings, deadline = self.call.settings, self.call.deadline
         if deadline.remaining_s() == 0:
             raise DeadlineExceededError(
                 f"{settings.address} is not ready after {deadline.timeout_s:g} s: {self._last}"
@@ -263,7 +317,8 @@ class Prepared:
     """A call that is ready to be dialled, as often as the retry policy allows."""
 
     call: Call
-    dial: Callable[[], Any]
+    dial: Callable[[Lane], Any]
+    find_lane: Callable[[Call], Any]
     source: BaseSource | None = None
 
 
@@ -316,13 +371,25 @@ class BaseStream(Generic[Prepare]):
             with suppress(RuntimeError):  # the event loop is closed, and with it the call
                 self._rpc.cancel()
 
-    def _dial(self, prepared: Prepared) -> None:
-        """Begin a try."""
-        self._raise_if_stopped()
+    def _dial(self, prepared: Prepared, lane: Lane) -> None:
+        """Begin a try on a lane that was entered."""
+        try:
+            self._raise_if_stopped()
+            self._begin(prepared, lane)
+        except BaseException:
+            lane.leave()
+            raise
+        self._leave_at_end(lane)
+
+    def _leave_at_end(self, lane: Lane) -> None:
+        """Have the call leave its lane when it is over."""
+        raise NotImplementedError
+
+    def _begin(self, prepared: Prepared, lane: Lane) -> None:
         if prepared.source is not None:
             prepared.source.stream = weakref.ref(self)
         self._reader.request_id = prepared.call.request_id
-        self._rpc = prepared.dial()
+        self._rpc = prepared.dial(lane)
         if self._stopped.is_set():  # by another thread, which saw no call or the one before this
             self._rpc.cancel()
 
@@ -334,7 +401,7 @@ class BaseStream(Generic[Prepare]):
         if self._rpc is not None:
             self._rpc.cancel()
 
-    def _pause_s(self, prepared: Prepared, error: grpc.RpcError) -> float:
+    def _pause_s(self, prepared: Prepared, error: "grpc.RpcError | CallError") -> float:
         """Return how long to wait before the next try of a call that has neither given nor taken anything.
 
         Raises what went wrong where there is none.

@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 
 from modelkit.client.retry import Deadline
+from modelkit.computes.locate import SCHEME
 from modelkit.errors import (
     CallError,
     CancelledCallError,
@@ -59,6 +60,8 @@ _START_A_SERVER = (
 _NAME_THE_SERVER = (
     "name the gRPC port of a server with --address or MODELKIT_ADDRESS; its HTTP port is another"
 )
+
+_SEE_THE_REPLICAS = "`modelkit ps` shows the replicas; a firewall may keep this machine from their ports"
 
 _LOST = "see whether the server is still up; the call may have run, so repeat it only where that does no harm"
 
@@ -134,6 +137,8 @@ def _explain_connection(message: str, cure: str, address: str) -> tuple[str, str
     """Replace gRPC's account of a connection, written for its own developers, by what it means here."""
     for sign, meaning, remedy in _CONNECTION_FAULTS:
         if sign in message:
+            if address.startswith(SCHEME) and remedy in {_START_A_SERVER, _NAME_THE_SERVER}:
+                remedy = _SEE_THE_REPLICAS  # noqa: PLW2901
             return meaning.format(address=address), cure or remedy
     return message, cure
 

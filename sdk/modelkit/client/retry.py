@@ -90,8 +90,11 @@ class Attempts:
         self._idempotent = idempotent or (policy is not None and policy.idempotent)
         self._num_failures = 0
 
-    def pause_s(self, failure: CallError) -> float | None:
-        """Return the seconds to wait before the next try; None where the failure is final."""
+    def pause_s(self, failure: CallError, *, elsewhere: bool = False) -> float | None:
+        """Return the seconds to wait before the next try; None where the failure is final.
+
+        Where the next try may go `elsewhere`, what this server asks for is not waited for the first time.
+        """
         self._num_failures += 1
         if self._policy is None or not isinstance(failure, UnavailableError):
             return None
@@ -99,6 +102,8 @@ class Attempts:
             return None
         if self._num_failures >= self._policy.max_attempts:
             return None
-        pause = max(self._policy.backoff_s(self._num_failures), failure.retry_after_s or 0.0)
+        pause = self._policy.backoff_s(self._num_failures)
+        if not elsewhere or self._num_failures > 1:
+            pause = max(pause, failure.retry_after_s or 0.0)
         remaining = self._deadline.remaining_s()
         return pause if remaining is None or pause < remaining else None

@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from modelkit.client.retry import RetryPolicy, checked_timeout
+from modelkit.computes.locate import SCHEME, parse_url
+from modelkit.computes.store import find_compute
 from modelkit.errors import UsageError
 
 __all__ = ["ADDRESS_ENV", "API_KEY_ENV", "DEFAULT_ADDRESS", "TLS", "Settings"]
@@ -53,6 +55,21 @@ class Settings:
     retry: RetryPolicy | None
     metadata: Mapping[str, str]
     headers: Mapping[str, str] = field(repr=False)  # a gateway's key may be among them
+    allow_plaintext_api_key: bool = False
+
+    @property
+    def names_deployment(self) -> bool:
+        """Whether the address is that of a deployment, modelkit://COMPUTE/NAME, which a compute finds."""
+        return self.address.startswith(SCHEME)
+
+    def check_plaintext(self, target: str) -> None:
+        """Raise UsageError where the API key would travel to a target in plain text."""
+        if self.api_key and self.tls is None and not self.allow_plaintext_api_key and not is_loopback(target):
+            raise UsageError(
+                f"the API key would travel to {target} in plain text",
+                cure="pass tls=True (or a grpcs:// address); where the network in between is trusted, "
+                "pass allow_plaintext_api_key=True",
+            )
 
     @classmethod
     def resolve(
@@ -69,33 +86,33 @@ class Settings:
     ) -> "Settings":
         """Fill in and check. Raises UsageError for an address that cannot be one and for a key sent in the open."""
         target, scheme_says_tls = parse_address(address or os.environ.get(ADDRESS_ENV) or DEFAULT_ADDRESS)
-        key = api_key if api_key is not None else os.environ.get(API_KEY_ENV)
-        security = _resolve_tls(tls, scheme_says_tls)
-        if key and security is None and not allow_plaintext_api_key and not is_loopback(target):
-            raise UsageError(
-                f"the API key would travel to {target} in plain text",
-                cure="pass tls=True (or a grpcs:// address); where the network in between is trusted, "
-                "pass allow_plaintext_api_key=True",
-            )
+        key = api_key if api_key is not None else _key_for(target)
         _check_header("the API key", key or "")
         for name, value in (headers or {}).items():
             _check_header(f"the header '{name}'", value, name)
-        return cls(
+        settings = cls(
             address=target,
             timeout_s=checked_timeout(timeout_s),
             api_key=key or None,
-            tls=security,
+            tls=_resolve_tls(tls, scheme_says_tls),
             retry=retry,
             metadata=dict(metadata or {}),
             headers={name.lower(): value for name, value in (headers or {}).items()},
+            allow_plaintext_api_key=allow_plaintext_api_key,
         )
+        if not settings.names_deployment:  # where that is called is known once its compute was asked
+            settings.check_plaintext(target)
+        return settings
 
 
 def parse_address(address: str) -> tuple[str, bool | None]:
     """Return gRPC's target and whether the address asks for TLS (None where it does not say).
 
-    Takes `host`, `host:port`, `[::1]:port`, `grpc://...`, `grpcs://...` and `unix:path`.
+    Takes `host`, `host:port`, `[::1]:port`, `grpc://...`, `grpcs://...`, `unix:path` and `modelkit://compute/deployment`.
     """
+    if address.startswith(SCHEME):
+        compute, name = parse_url(address)
+        return f"{SCHEME}{compute}/{name}", None
     for scheme, tls in _SCHEMES.items():
         if address.startswith(scheme):
             return parse_address(address.removeprefix(scheme).rstrip("/"))[0], tls
@@ -123,6 +140,26 @@ def is_loopback(target: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _key_for(target: str) -> str | None:
+    """Return the API key that the environment has for an address.
+
+    Raises UsageError where there is no such compute, or the variable that it names has no key.
+    """
+    key = os.environ.get(API_KEY_ENV)
+    if not target.startswith(SCHEME):
+        return key
+    compute = find_compute(parse_url(target)[0])
+    if compute.api_key_env is None:
+        return key
+    key = os.environ.get(compute.api_key_env) or key
+    if not key:
+        raise UsageError(
+            f"the models on {compute.name} ask for an API key, and the environment variable {compute.api_key_env} has none",
+            cure=f"export {compute.api_key_env}=..., or pass api_key=...",
+        )
+    return key
 
 
 def _check_header(what: str, value: str | bytes, name: str = "authorization") -> None:

@@ -2,9 +2,10 @@
 
 # ruff: noqa: SLF001 - the client, its methods and its streams are parts of one thing
 
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,16 +23,22 @@ from modelkit.client.base import (
 )
 from modelkit.client.binding import merge_arguments, name_arguments
 from modelkit.client.description import ModelDescription, read_description
+from modelkit.client.lane import Lane, Opener
 from modelkit.client.messages import Chunk, Response, encode_item, end_of_items, read_response
 from modelkit.client.remote_method import BaseMethods, BaseRemoteMethod, Bound
 from modelkit.client.retry import Deadline, RetryPolicy
 from modelkit.client.settings import TLS
-from modelkit.errors import CallError, InvalidArgumentError, MethodNotFoundError
+from modelkit.errors import CallError, InvalidArgumentError, MethodNotFoundError, UnavailableError
 from modelkit.inference.v1 import inference_pb2 as pb
 
 __all__ = ["Client", "Methods", "RemoteMethod", "Stream"]
 
 _GLANCE_TIMEOUT_S = 5.0  # how long a repr or a tab completion may wait for the server
+
+
+def _close_later(channel: grpc.Channel) -> None:
+    """Close a channel from a thread of its own: gRPC tells the end of a call from one that closing waits for."""
+    threading.Thread(target=channel.close, name="modelkit-close", daemon=True).start()
 
 
 class _Source(BaseSource):
@@ -58,12 +65,13 @@ class Client(BaseClient):
                 print(piece, end="", flush=True)
             client.methods.summarize(text="...")   # typed by what the server says of itself
 
-    `address` is host:port, grpc://host:port, or grpcs://host:port for TLS; MODELKIT_ADDRESS where it is left out, else
-    localhost:50051. `api_key` (or MODELKIT_API_KEY) is sent as a bearer token, and in plain text to another machine only
+    `address` is host:port, grpc://host:port, grpcs://host:port for TLS, or modelkit://COMPUTE/DEPLOYMENT, whose replicas
+    are found and followed as they come and go; MODELKIT_ADDRESS where it is left out, else localhost:50051. `api_key` (or MODELKIT_API_KEY) is sent as a bearer token, and in plain text to another machine only
     with `allow_plaintext_api_key`. `timeout_s` is the deadline of each call, retries included. `metadata` is seen by the
     model with every call, `headers` by what stands in front of it.
 
-    Raises UsageError for settings that cannot work, and a subclass of CallError when a call fails.
+    Raises UsageError for settings that cannot work, and a subclass of CallError when a call fails; for a deployment also
+    DeployError, where its compute cannot be asked for it.
     """
 
     _SOURCE = _Source
@@ -82,7 +90,7 @@ class Client(BaseClient):
     ) -> None:
         super().__init__(
             address,
-            (grpc.insecure_channel, grpc.secure_channel),
+            Opener(grpc.insecure_channel, grpc.secure_channel, _close_later),
             timeout_s=timeout_s,
             api_key=api_key,
             tls=tls,
@@ -91,7 +99,8 @@ class Client(BaseClient):
             headers=headers,
             allow_plaintext_api_key=allow_plaintext_api_key,
         )
-        self._connection()  # here, so that threads which share the client find it made
+        if self._deployment is None:
+            self._fixed_lane()  # here, so that threads which share the client find it made
 
     def predict(
         self,
@@ -186,14 +195,15 @@ class Client(BaseClient):
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the model takes calls; the server may still be starting. Raises DeadlineExceededError."""
-        wait = ReadyWait(self._new_question(self._deadline(timeout_s)), self._channel)
+        wait = ReadyWait(self._new_question(self._deadline(timeout_s)))
         while True:
             try:
-                if wait.can_watch:
-                    self._watch(wait)
-                else:
-                    wait.saw(wait.check())
-            except grpc.RpcError as error:
+                with self._on_lane(wait.call) as lane:
+                    if wait.can_watch:
+                        self._watch(wait, lane)
+                    else:
+                        wait.saw(wait.check(lane))
+            except (grpc.RpcError, UnavailableError) as error:
                 wait.failed(error)
             if wait.is_over:
                 return
@@ -202,8 +212,8 @@ class Client(BaseClient):
     def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
         self._is_closed = True
-        if self._connected is not None:
-            self._connected[0].close()
+        for lane in self._all_lanes():
+            lane.channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -214,27 +224,46 @@ class Client(BaseClient):
         self.close()
 
     def _predict(self, call: Call) -> Response:
-        answer = self._ask(call, self._stub.Predict, call.invocation.predict_request())
+        answer = self._ask(call, lambda lane: lane.stub.Predict, call.invocation.predict_request())
         return read_response(answer, call.request_id)
 
     def _describe(self, deadline: Deadline) -> ModelDescription:
-        answer = self._ask(self._new_question(deadline), self._stub.Describe, pb.DescribeRequest())
+        question = self._new_question(deadline)
+        answer = self._ask(question, lambda lane: lane.stub.Describe, pb.DescribeRequest())
         self._description = read_description(answer)
         return self._description
 
-    def _ask(self, call: Call, method: Any, request: Any) -> Any:
+    def _ask(self, call: Call, method: Callable[[Lane], Any], request: Any) -> Any:
         """Call a unary RPC, again where the policy says so."""
         while True:
-            self._connection()  # raises where the client was closed during a pause
             try:
-                return method(request, **call.options())
-            except grpc.RpcError as error:
+                with self._on_lane(call) as lane:
+                    return method(lane)(request, **call.options(lane))
+            except (grpc.RpcError, UnavailableError) as error:
                 pause = call.pause_s(error)
             time.sleep(pause)
 
+    @contextmanager
+    def _on_lane(self, call: Call) -> Iterator[Lane]:
+        lane = self._find_lane(call)
+        try:
+            yield lane
+        finally:
+            lane.leave()
+
+    def _find_lane(self, call: Call) -> Lane:
+        self._raise_if_closed()
+        deployment = self._deployment
+        if deployment is not None:
+            if deployment.has_to_be_located:
+                deployment.locate()
+            elif deployment.is_stale:
+                threading.Thread(target=deployment.refresh, name="modelkit-locate", daemon=True).start()
+        return self._enter(call)
+
     @staticmethod
-    def _watch(wait: ReadyWait) -> None:
-        updates = wait.watch()
+    def _watch(wait: ReadyWait, lane: Lane) -> None:
+        updates = wait.watch(lane)
         try:
             any(wait.saw(update) for update in updates)  # to the first that is good
         finally:
@@ -310,19 +339,23 @@ class Stream(BaseStream[Prepared], Iterator[Any]):
         prepared = self._connect()
         while True:
             try:
+                if self._rpc is None:
+                    self._dial(prepared, prepared.find_lane(prepared.call))
                 return next(self._rpc)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, UnavailableError) as error:
                 self._stopped.wait(self._pause_s(prepared, error))
-            self._dial(prepared)
+            self._rpc = None
 
     def _connect(self) -> Prepared:
         """Start the call, once."""
         if self._prepared is None:
             self._raise_if_stopped()
-            prepared = self._prepare()
-            self._dial(prepared)
-            self._prepared = prepared
+            self._prepared = self._prepare()
         return self._prepared
+
+    def _leave_at_end(self, lane: Lane) -> None:
+        if not self._rpc.add_callback(lane.leave):
+            lane.leave()
 
 
 class RemoteMethod(BaseRemoteMethod):

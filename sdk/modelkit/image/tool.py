@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelkit.engines import catalog
@@ -23,10 +23,11 @@ _BUILDX_VERSION = 23
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One client on this machine."""
+    """One client on this machine; `environment` says which daemon it talks to, where that is not the usual one."""
 
     name: str
     path: str
+    environment: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def is_docker(self) -> bool:
@@ -44,6 +45,7 @@ class Tool:
                 check=False,
                 timeout=timeout_s,
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.environment},
             )
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout_s:.0f} s")
@@ -59,7 +61,7 @@ class Tool:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **self.environment, **(environment or {})},
             encoding="utf-8",
             errors="replace",
             start_new_session=not guard,

@@ -1,5 +1,7 @@
 """An image out of docker or podman: what `docker save` writes, as a draft whose layers are read where they lie in the file.
 
+And into them: what `docker load` reads, as a stream that is written nowhere.
+
 Source: https://github.com/moby/docker-image-spec, https://docs.docker.com/reference/cli/docker/image/save/
 """
 
@@ -9,17 +11,17 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from modelkit.errors import RegistryError
-from modelkit.registry.base import MANIFEST, Descriptor, Manifest
-from modelkit.registry.content import FilePart, describe
+from modelkit.registry.base import MANIFEST, Descriptor, Manifest, Source
+from modelkit.registry.content import FilePart, describe, verified
 from modelkit.registry.draft import Draft
 
-__all__ = ["read_archive", "saved_image"]
+__all__ = ["archive", "read_archive", "saved_image"]
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -77,6 +79,33 @@ def read_archive(path: Path) -> tuple[Draft, Manifest]:
         ],
     }
     return draft, draft.add_manifest(document)
+
+
+def archive(source: Source, manifest: Manifest, name: str) -> Iterator[bytes]:
+    """Yield an image as `docker load` reads it, under a name. Raises RegistryError where a blob is not what it should be."""
+    config, *layers = manifest.blobs
+    paths = {blob.digest: f"{blob.digest.partition(':')[2]}.tar" for blob in layers}
+    listed = [
+        {
+            "Config": f"{config.digest.partition(':')[2]}.json",
+            "RepoTags": [name],
+            "Layers": [paths[blob.digest] for blob in layers],
+        }
+    ]
+    yield from _member(str(listed[0]["Config"]), config.size_bytes, source.read_blob(config))
+    for blob in {blob.digest: blob for blob in layers}.values():
+        yield from _member(paths[blob.digest], blob.size_bytes, verified(source.read_blob(blob), blob))
+    text = json.dumps(listed).encode()
+    yield from _member("manifest.json", len(text), [text])
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+def _member(name: str, size_bytes: int, content: Iterable[bytes]) -> Iterator[bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = size_bytes
+    yield info.tobuf(tarfile.GNU_FORMAT)
+    yield from content
+    yield b"\0" * (-size_bytes % tarfile.BLOCKSIZE)
 
 
 def _find(tar: tarfile.TarFile, name: str) -> tarfile.TarInfo:

@@ -7,6 +7,7 @@ comes when the model has loaded.
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ from modelkit.server.servicer import Servicer, add_to_server
 __all__ = ["LIVENESS", "SERVICE_NAME", "Server", "ServerOptions", "TlsFiles"]
 
 _log = logging.getLogger("modelkit.server")
+
+# How long no call may have come before the ports close, and how long at most they stay open for that.
+_QUIET_S = 0.25
+_MAX_REFUSING_S = 2.0
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 # Health checks of this name ask whether the process is alive and of use: not once its engine has been given up. Those of
@@ -139,6 +144,7 @@ class Server:
         if self._grpc is not None:
             await self._set_ready(ready=False)
             await self._health.end_watches()
+            await self._outlast_callers()
             draining.append(self._grpc.stop(self.options.drain_timeout_s))
         if self._http is not None:
             draining.append(self._http.drain(self.options.drain_timeout_s))
@@ -146,6 +152,18 @@ class Server:
         if self._http is not None:
             await self._http.close()
         return await self.predictor.close()
+
+    async def _outlast_callers(self) -> None:
+        """Refuse calls for as long as some come, briefly: each tells its caller to go elsewhere, and to repeat it.
+
+        One that comes in the moment in which gRPC stops is cancelled instead, and nobody knows whether it has run.
+        """
+        until = time.monotonic() + min(_MAX_REFUSING_S, self.options.drain_timeout_s)
+        while self._hurrying is None and time.monotonic() < until:
+            quiet_s = time.monotonic() - self.predictor.called_at
+            if quiet_s >= _QUIET_S:
+                return
+            await asyncio.sleep(_QUIET_S - quiet_s)
 
     def hurry(self) -> None:
         """Cancel the calls that a shutdown under way still waits for."""

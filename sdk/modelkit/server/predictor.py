@@ -59,6 +59,7 @@ class Predictor:
         self.model = model
         self.signatures: Mapping[str, Signature] = read_signatures(type(model))
         self._state = State.LOADING
+        self.called_at = 0.0  # time.monotonic() of the last call, taken or refused
         self.gate = Gate(max_concurrency, max_queue)
         self.metrics = CallMetrics(self.signatures)
         # A thread per running call and no more: the gate is the only queue.
@@ -198,6 +199,7 @@ class Predictor:
                         yield signature.check_result(signature.name, item)
 
     def _find(self, name: str, kind: MethodKind) -> Signature:
+        self.called_at = time.monotonic()
         reason = self.unready_reason()
         if reason:
             cure = (

@@ -168,6 +168,8 @@ class Servicer(pb_grpc.InferenceServiceServicer):
 
 
 _NO_REQUEST: Final = pb.StreamRequest()
+# In milliseconds; the same as `modelkit.client.base` sends.
+TIMEOUT_HEADER: Final = "x-modelkit-timeout-ms"
 # How long a caller may take to say what it calls: until then the call is not counted at the gate.
 _OPENING_TIMEOUT_S: Final = 10.0
 # How long a half-closed stream without an `end` is given to turn out to be a cancelled one.
@@ -225,11 +227,15 @@ async def _refuse_malformed(context: Context) -> NoReturn:
 
 def _begin(method: str, metadata: Any, context: Context) -> Request:
     """Make the Request of a call; its id is the caller's, or a new one."""
-    request_id = ""
+    request_id, told_ms = "", ""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str):
             request_id = value
+        elif key == TIMEOUT_HEADER and isinstance(value, str):
+            told_ms = value
     remaining: float | None = context.time_remaining()
+    if remaining is None and told_ms.isdecimal():  # a proxy in between has kept the deadline to itself
+        remaining = int(told_ms) / 1000
     deadline = None if remaining is None else time.monotonic() + remaining
     return Request(request_id_from(request_id), method, dict(metadata) if metadata else {}, deadline)
 

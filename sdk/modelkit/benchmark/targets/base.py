@@ -40,7 +40,7 @@ class TargetSpec:
     @property
     def url(self) -> str:
         """How a person would write it."""
-        return self.address if self.protocol == "http" else f"grpc://{self.address}"
+        return self.address if "://" in self.address else f"grpc://{self.address}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The client of modelkit is made for people: retries, typed values, nice errors. H
 measurement, so only its address, key and channel are used (22-27 us of CPU a token, a third of the client's).
 """
 
+import asyncio
 from typing import Any
 
 import grpc.aio
@@ -12,6 +13,7 @@ import orjson
 from modelkit.benchmark.record import Record
 from modelkit.benchmark.targets.base import Arrivals, RequestFailed, Target, now_ns
 from modelkit.client.channel import headers_for, inference_stub, opener
+from modelkit.client.lane import Deployment, Opener
 from modelkit.client.settings import Settings
 from modelkit.errors import ServeError, UsageError
 from modelkit.inference.v1 import inference_pb2 as pb
@@ -37,10 +39,18 @@ class GrpcTarget(Target):
             headers={},
             allow_plaintext_api_key=False,
         )
-        self._channel = opener(settings, grpc.aio.insecure_channel, grpc.aio.secure_channel)()
-        self._stub = inference_stub(self._channel)
+        functions = grpc.aio.insecure_channel, grpc.aio.secure_channel
         # Without a request id the server makes one up.
         self._headers = tuple(pair for pair in headers_for(settings, "") if pair[0] != "x-request-id")
+        if settings.names_deployment:
+            # Its replicas as they are now: one that comes or goes later is not followed.
+            deployment = Deployment(settings, Opener(*functions, close=lambda _: None))
+            await asyncio.to_thread(deployment.locate)
+            lane = deployment.enter()
+            self._channel, self._headers = lane.channel, (*self._headers, *lane.headers)
+        else:
+            self._channel = opener(settings, *functions)()
+        self._stub = inference_stub(self._channel)
         self.method = self.spec.method or await self._choose_method(settings.address)
 
     async def close(self) -> None:

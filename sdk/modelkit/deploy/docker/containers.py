@@ -1,0 +1,191 @@
+"""Single things that are done to containers and images on a Docker host, each as often as one likes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from modelkit.computes.docker_api import REPLICA, REVISION, DockerHost, is_draining, ready_ones
+from modelkit.deploy.docker.deliver import image_prefix
+from modelkit.deploy.docker.gpus import device_request
+from modelkit.deploy.docker.look import container_name, look
+from modelkit.deploy.docker.replica import GPUS, variables_of
+from modelkit.deploy.docker.roll import Seen
+from modelkit.deploy.docker.state import State
+from modelkit.deploy.record import DeploymentSpec
+from modelkit.errors import DeployError, UsageError
+
+__all__ = [
+    "create",
+    "discard",
+    "end",
+    "entrypoint_of",
+    "environment_for",
+    "environment_of",
+    "free_numbers",
+    "gpus_of",
+    "number_of",
+    "remove",
+    "start",
+    "taken_gpus",
+    "takes_calls",
+    "untag",
+]
+
+
+def discard(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> None:
+    """Remove what an attempt before this has left: containers of another revision that serve nobody and never did."""
+    revision = state.revision
+    others = [each for each in listed if each["Labels"].get(REVISION) != revision]
+    view = look(host, replace(state, is_settled=False), others)
+    for each in view.seen:
+        if each.phase in {"created", "failed"}:
+            remove(host, each.id)
+
+
+def create(host: DockerHost, options: Mapping[str, Any]) -> str:
+    """Make a container without starting it, and return its id. Raises DeployError where its image is gone."""
+    import docker.errors
+    from docker.types import LogConfig
+
+    options = dict(options)
+    gpus = options.pop("gpus", None)
+    options["log_config"] = LogConfig(**options["log_config"])
+    # The SDK spells "any free port" as an address alone.
+    options["ports"] = {
+        port: (address, ports) if ports else (address,) for port, (address, ports) in options["ports"].items()
+    }
+    if gpus:
+        options["device_requests"] = [device_request(gpus)]
+    with host.asking(f"make {options['name']}"):
+        try:
+            return str(host.client.containers.create(**options).id)
+        except docker.errors.ImageNotFound as error:
+            raise _no_image(host, str(options["image"])) from error
+
+
+def _no_image(host: DockerHost, image: str) -> DeployError:
+    return DeployError(
+        f"{host.compute.name} has lost the image {image}",
+        cure="deploy the version again from its folder or its registry: `modelkit serve REF --compute ...`",
+    )
+
+
+def start(host: DockerHost, seen: Seen, container: Mapping[str, Any]) -> None:
+    """Start a container, or take one back that had been told to end."""
+    if is_draining(dict(container)):  # it had been replaced, and is wanted again
+        with host.asking("take a replica back"):
+            host.client.api.rename(seen.id, seen.name)
+    with host.asking(f"start {seen.name}"):
+        host.client.api.start(seen.id)
+
+
+def remove(host: DockerHost, identity: str) -> None:
+    """Remove a container, whatever it does."""
+    import docker.errors
+
+    with host.asking("remove a replica"):
+        try:
+            host.client.api.remove_container(identity, force=True, v=True)
+        except docker.errors.NotFound:
+            return  # another process was faster
+        except docker.errors.APIError as error:
+            if "already in progress" not in str(error):
+                raise
+
+
+def end(host: DockerHost, container: Mapping[str, Any], timeout_s: int) -> None:
+    """Let a replica's calls end, and remove it."""
+    import docker.errors
+
+    if container["State"] in {"running", "restarting"}:
+        with host.asking(f"stop {container_name(container)}"), suppress(docker.errors.NotFound):
+            host.client.api.stop(container["Id"], timeout=timeout_s)
+    remove(host, container["Id"])
+
+
+def untag(host: DockerHost, name: str) -> None:
+    """Remove the names of the images that were made for a deployment; what no other image uses goes with them."""
+    import docker.errors
+
+    with host.asking("remove the images"):
+        for image in host.client.images.list(name=image_prefix(name)):
+            for tag in image.tags:
+                if tag.startswith(f"{image_prefix(name)}:"):
+                    with suppress(docker.errors.ImageNotFound):
+                        host.client.api.remove_image(tag)
+
+
+def takes_calls(host: DockerHost, container: Mapping[str, Any]) -> bool:
+    """Tell whether the model in a container answers."""
+    return bool(ready_ones(host.compute, [dict(container)]))
+
+
+def entrypoint_of(host: DockerHost, spec: DeploymentSpec) -> list[str]:
+    """Return the entrypoint of an image. Raises DeployError where it is gone."""
+    import docker.errors
+
+    with host.asking("look at the image"):
+        try:
+            config = host.client.api.inspect_image(spec.artifact)["Config"]
+        except docker.errors.ImageNotFound as error:
+            raise _no_image(host, spec.artifact) from error
+    return list(config.get("Entrypoint") or ())
+
+
+def environment_for(
+    host: DockerHost, spec: DeploymentSpec, listed: Sequence[dict[str, Any]]
+) -> dict[str, str]:
+    """Return the values of a specification's variables: of this process, else of a replica that has them.
+
+    Raises UsageError where one that is needed is nowhere.
+    """
+    variables = variables_of(spec)
+    found = {name: os.environ.get(name, "") for name in (*variables.needed, *variables.optional)}
+    if not all(found.values()):
+        there: dict[str, str] = {}
+        for each in listed:
+            there |= environment_of(host, each["Id"])
+        found = {name: value or there.get(name, "") for name, value in found.items()}
+    missing = [name for name in variables.needed if not found[name]]
+    if missing:
+        raise UsageError(
+            f"{spec.name} needs {' and '.join(missing)}, set neither here nor in a replica of it",
+            cure="; ".join(f"export {name}=..." for name in missing),
+        )
+    return {name: value for name, value in found.items() if value}
+
+
+def environment_of(host: DockerHost, identity: str) -> dict[str, str]:
+    """Return the variables of a container."""
+    import docker.errors
+
+    with host.asking("inspect a replica"):
+        try:
+            lines = host.client.api.inspect_container(identity)["Config"]["Env"] or []
+        except docker.errors.NotFound:
+            return {}
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def number_of(container: Mapping[str, Any]) -> int:
+    """Return the number of a container's replica."""
+    return int(container["Labels"].get(REPLICA, "0"))
+
+
+def free_numbers(listed: Sequence[dict[str, Any]], num: int) -> list[int]:
+    """Return numbers that no replica has, the lowest first."""
+    taken = {number_of(each) for each in listed}
+    free = (number for number in range(1, len(taken) + num + 1) if number not in taken)
+    return [number for number, _ in zip(free, range(num), strict=False)]
+
+
+def gpus_of(container: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the ids of the GPUs that a container was given."""
+    return tuple(gpu for gpu in container["Labels"].get(GPUS, "").split(",") if gpu)
+
+
+def taken_gpus(containers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of all GPUs that containers were given."""
+    return {gpu for each in containers for gpu in gpus_of(each)}

@@ -1,0 +1,465 @@
+"""Deployments on a real Docker daemon: rolled out under load, taken back, scaled, killed, stopped."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+
+import pytest
+
+from fixtures_docker import PYTHON_VERSION
+from modelkit import Client
+from modelkit.computes import Compute, add_compute
+from modelkit.config import load_config
+from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
+from modelkit.errors import CallError, DeployError, UnknownDeploymentError, UsageError
+from modelkit.progress import NO_PROGRESS
+
+pytestmark = pytest.mark.timeout(600)
+
+READY_S = 180.0
+MODEL = """
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+from modelkit import Model, method
+
+
+class Worker(Model):
+    def load(self) -> None:
+        print("version {version} loads", flush=True)
+        {load}
+
+    @method
+    def version(self) -> str:
+        return "{version}"
+
+    @method
+    def secret(self) -> str:
+        return os.environ.get("WORKER_SECRET", "none")
+
+    @method
+    def slow(self, seconds: float) -> Iterator[str]:
+        yield "begun"
+        time.sleep(seconds)
+        yield "{version}"
+
+    @method
+    def say(self, text: str) -> int:
+        print(text, flush=True)
+        return len(text)
+
+    @method
+    def pid(self) -> int:
+        return os.getpid()
+"""
+
+
+class Host:
+    """A Docker host with the images of two versions and of one that does not load."""
+
+    def __init__(self, docker, base_image, folder):
+        self.docker = docker
+        self.base_image = base_image
+        self.folder = folder
+        self.compute = Compute(name="box", kind="docker", address="unix:///var/run/docker.sock")
+        self.artifacts = {}
+
+    def write(self, version, load="pass", config=""):
+        folder = self.folder / version
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(
+            f"model: {{id: worker}}\nbuild: {{image: '{self.base_image}', python_version: '{PYTHON_VERSION}'}}\n"
+            + config
+        )
+        (folder / "model.py").write_text(textwrap.dedent(MODEL).format(version=version, load=load))
+        return folder
+
+    def spec(self, name, version, *, load="pass", num_replicas=1, config="", **settings):
+        """The specification of a version, delivered; the same model is built once."""
+        folder = self.write(version, load, config)
+        parsed = load_config(folder, overrides=[f"deployment.min_replicas={num_replicas}"])
+        spec = DeploymentSpec(
+            name=name,
+            model_id="worker",
+            version=version,
+            digest=f"sha256:{version.encode().hex():0<64}",
+            config=parsed.model_dump(mode="json"),
+            **settings,
+        )
+        key = (version, config)
+        if key not in self.artifacts:
+            with self.deployer() as deployer:
+                self.artifacts[key] = deployer.deliver(
+                    spec, Origin(folder=folder), Delivery(progress=NO_PROGRESS)
+                )
+            self.docker("tag", self.artifacts[key], self.docker.tag())  # outlives the deployment
+        return spec.delivered(self.artifacts[key])
+
+    @contextlib.contextmanager
+    def deployer(self, compute=None):
+        with contextlib.closing(open_deployer(compute or self.compute)) as deployer:
+            yield deployer
+
+    def put(self, deployer, spec, before=None):
+        record = Record(spec) if before is None else before.followed_by(spec)
+        deployer.apply(record)
+        return until(deployer, spec.name, lambda status: status.state in {"running", "failed"})
+
+    def containers(self, name):
+        return self.docker(
+            "ps",
+            "--all",
+            "--filter",
+            f"label=modelkit.deployment={name}",
+            "--format",
+            "{{.Names}} {{.State}}",
+        ).splitlines()
+
+
+def until(deployer, name, condition):
+    deadline = time.monotonic() + READY_S
+    while not condition(status := deployer.status(name)):
+        assert time.monotonic() < deadline, status
+        time.sleep(0.2)
+    return status
+
+
+def client_of(status):
+    return Client(status.endpoint.routes[0].targets[0])
+
+
+@pytest.fixture(scope="module")
+def host(docker, base_image, tmp_path_factory):
+    config_dir = tmp_path_factory.mktemp("config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELKIT_CONFIG_DIR", str(config_dir))
+        made = Host(docker, base_image, tmp_path_factory.mktemp("models"))
+        add_compute(made.compute)
+        yield made
+
+
+@pytest.fixture
+def name(host):
+    """A name for a deployment, of which nothing is left after the test."""
+    made = f"w{uuid.uuid4().hex[:8]}"
+    yield made
+    for line in host.containers(made):
+        host.docker("rm", "--force", "--volumes", line.split()[0])
+    volumes = host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={made}").split()
+    if volumes:
+        host.docker("volume", "rm", *volumes)
+
+
+def test_it_is_deployed_called_and_leaves_nothing(host, name):
+    with host.deployer() as deployer:
+        with pytest.raises(UnknownDeploymentError):
+            deployer.status(name)
+        status = host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        assert status.state == "running", status
+        assert [replica.name for replica in status.replicas] == [f"{name}-v1-1", f"{name}-v1-2"]
+        assert len(status.endpoint.routes[0].targets) == 2
+        assert all(target.startswith("127.0.0.1:") for target in status.endpoint.routes[0].targets)
+        with client_of(status) as client:
+            assert client.methods.version() == "v1"
+        assert [each.name for each in deployer.statuses() if each.name == name] == [name]
+        deployer.delete(name)
+        assert host.containers(name) == []
+        assert host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={name}") == ""
+        assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
+        with pytest.raises(UnknownDeploymentError):
+            deployer.status(name)
+
+
+class Load:
+    """Callers that call all the time, each through one client; what fails is kept."""
+
+    def __init__(self, address, num_callers=3):
+        self.versions, self.failures = [], []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(address,), daemon=True) for _ in range(num_callers)
+        ]
+
+    def _run(self, address):
+        with Client(address) as client:
+            while not self._stop.is_set():
+                try:
+                    self.versions.append(client.predict(method="version", timeout_s=30))
+                except CallError as error:
+                    self.failures.append(error)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + READY_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_rolling_update_and_rollback_under_load_lose_no_call(host, name):
+    one, two = host.spec(name, "v1", num_replicas=2), host.spec(name, "v2", num_replicas=2)
+    with host.deployer() as deployer:
+        first = host.put(deployer, one)
+        with Load(f"modelkit://box/{name}") as load:
+            wait_for(lambda: "v1" in load.versions)
+            second = host.put(deployer, two, first.record)
+            wait_for(lambda: load.versions[-20:] == ["v2"] * 20)
+            until(deployer, name, lambda status: len(status.replicas) == 2)
+            host.put(deployer, second.record.find("v1"), second.record)
+            wait_for(lambda: load.versions[-20:] == ["v1"] * 20)
+            last = until(deployer, name, lambda status: len(status.replicas) == 2)
+        assert load.failures == []
+        assert [spec.version for spec in last.record.history] == ["v2"]
+
+
+def test_a_bad_version_leaves_the_old_one_and_says_why(host, name):
+    bad = host.spec(name, "bad", load="raise ValueError('the-very-reason')", num_replicas=2)
+    with host.deployer() as deployer:
+        good = host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        with Load(f"modelkit://box/{name}", num_callers=1) as load:
+            failed = host.put(deployer, bad, good.record)
+            assert failed.state == "failed"
+            assert "the-very-reason" in failed.reason
+            assert [each.version for each in failed.replicas if each.state == "ready"] == ["v1", "v1"]
+            said = deployer.logs(name, replica=next(r.name for r in failed.replicas if r.state == "failed"))
+            assert any("the-very-reason" in line.text for line in said)
+            deployer.apply(good.record)
+            back = until(deployer, name, lambda status: status.state == "running")
+        assert load.failures == []
+        assert set(load.versions) == {"v1"}
+        assert {each.version for each in back.replicas} == {"v1"}
+        assert back.record == good.record
+        assert not any("bad" in line for line in host.containers(name))
+
+
+def test_without_surge_a_bad_version_gives_the_old_one_its_place_back(host, name):
+    config = "deployment: {max_surge_percent: 0}\n"
+    bad = host.spec(name, "bad", load="raise ValueError('the-very-reason')", config=config)
+    with host.deployer() as deployer:
+        good = host.put(deployer, host.spec(name, "v1", config=config))
+        assert host.put(deployer, bad, good.record).state == "failed"
+        assert [line.split()[1] for line in host.containers(name) if "v1" in line] == ["exited"]
+        deployer.apply(good.record)
+        until(deployer, name, lambda status: status.state == "running")
+        with Client(f"modelkit://box/{name}") as client:
+            assert client.methods.version() == "v1"
+
+
+def test_a_replica_that_is_killed_is_back_and_the_other_takes_its_calls(host, name):
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        victim = next(line.split()[0] for line in host.containers(name))
+        pid = int(host.docker("inspect", "--format", "{{.State.Pid}}", victim))
+        with Load(f"modelkit://box/{name}") as load:
+            wait_for(lambda: len(load.versions) > 20)
+            os.kill(pid, 9)
+            status = until(
+                deployer,
+                name,
+                lambda status: (
+                    status.num_ready == 2
+                    and host.docker("inspect", "--format", "{{.RestartCount}}", victim) == "1"
+                ),
+            )
+            num_calls = len(load.versions)
+            wait_for(lambda: len(load.versions) > num_calls + 50)
+        assert status.state == "running"
+        # Those that were with it when it died may have run: they are told so, and never repeated.
+        assert len(load.failures) <= 3
+        assert all(error.executed for error in load.failures)
+
+
+def test_scale_touches_no_replica_that_stays(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        (stays,) = host.containers(name)
+        deployer.scale(name, 3, 3)
+        status = until(deployer, name, lambda status: status.num_ready == 3)
+        assert status.record.spec.parsed_config().deployment.min_replicas == 3
+        assert stays in host.containers(name)
+        deployer.scale(name, 1, 1)
+        status = until(deployer, name, lambda status: len(status.replicas) == 1)
+        assert host.containers(name) == [stays]
+        assert status.record.spec == first.record.spec
+        with pytest.raises(UsageError, match="no autoscaler"):
+            deployer.scale(name, 1, 2)
+        with pytest.raises(UsageError, match="one has to run"):
+            deployer.scale(name, 0, 0)
+
+
+def test_a_running_call_outlives_its_replica_being_replaced(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        with client_of(first) as client:
+            answers = client.methods.slow(seconds=6.0)
+            assert next(answers) == "begun"
+            host.put(deployer, host.spec(name, "v2"), first.record)
+            deployer.status(name)
+            assert list(answers) == ["v1"]
+        status = until(deployer, name, lambda status: len(status.replicas) == 1)
+        assert status.replicas[0].version == "v2"
+
+
+def test_secrets_are_in_the_replica_and_nowhere_else(host, name, monkeypatch):
+    monkeypatch.setenv("WORKER_SECRET", "swordfish")
+    monkeypatch.setenv("WORKER_KEY", "open-sesame")
+    spec = host.spec(name, "v1", config="secrets: [{env_var: WORKER_SECRET}]\n", api_key_env="WORKER_KEY")
+    with host.deployer() as deployer:
+        text = deployer.render(Record(spec))
+        assert "WORKER_SECRET" in text
+        first = host.put(deployer, spec)
+        told = [text, "\n".join(line.text for line in deployer.logs(name)), repr(first)]
+        container = host.containers(name)[0].split()[0]
+        told.append(host.docker("inspect", "--format", "{{json .Config.Labels}} {{json .Args}}", container))
+        told.append(host.docker("volume", "inspect", f"modelkit-deployment-{name}-2"))
+        assert not any(secret in each for secret in ("swordfish", "open-sesame") for each in told)
+        with Client(f"modelkit://box/{name}", api_key="open-sesame") as client:
+            assert client.methods.secret() == "swordfish"
+        # Scaled from where the secrets are not known: as the replicas have them.
+        monkeypatch.delenv("WORKER_SECRET")
+        deployer.scale(name, 2, 2)
+        until(deployer, name, lambda status: status.num_ready == 2)
+        deployer.scale(name, 1, 1)
+        until(deployer, name, lambda status: len(status.replicas) == 1)
+        # A new value is a reason to replace what is otherwise the same.
+        monkeypatch.setenv("WORKER_SECRET", "marlin")
+        deployer.apply(deployer.status(name).record)
+        until(deployer, name, lambda status: status.state == "running" and len(status.replicas) == 1)
+        with Client(f"modelkit://box/{name}", api_key="open-sesame") as client:
+            assert client.methods.secret() == "marlin"
+        deployer.delete(name)
+        monkeypatch.delenv("WORKER_SECRET")
+        with pytest.raises(UsageError, match="needs WORKER_SECRET, set neither here"):
+            deployer.apply(Record(spec))
+        assert host.containers(name) == []
+
+
+def test_logs_follow_every_replica_and_new_ones_too(host, name):
+    with host.deployer() as deployer, host.deployer() as reader:
+        first = host.put(deployer, host.spec(name, "v1"))
+        lines = reader.logs(name, num_lines=50, follow=True)
+        assert any(line.text == "version v1 loads" for line in lines)
+        with client_of(first) as client:
+            client.methods.say(text="hear, hear")
+        assert any((line.replica, line.text) == (f"{name}-v1-1", "hear, hear") for line in lines)
+        deployer.scale(name, 2, 2)
+        assert any((line.replica, line.text) == (f"{name}-v1-2", "version v1 loads") for line in lines)
+        lines.close()
+        with pytest.raises(DeployError, match="has no replica 'nobody'"):
+            deployer.logs(name, replica="nobody")
+
+
+CUT_OFF = """
+import sys, time
+from modelkit.computes import find_compute
+from modelkit.deploy import Record, open_deployer
+deployer = open_deployer(find_compute("box"))
+record = Record.from_json(sys.stdin.read())
+deployer.apply(record)
+while True:
+    status = deployer.status(record.spec.name)
+    print(status.state, [(each.version, each.state) for each in status.replicas], flush=True)
+    time.sleep(0.1)
+"""
+
+
+def test_kill_9_in_the_middle_of_a_roll_is_gone_on_with_by_whoever_looks(host, name):
+    config = "deployment: {max_surge_percent: 50}\n"
+    one, two = (host.spec(name, version, num_replicas=2, config=config) for version in ("v1", "v2"))
+    with host.deployer() as deployer:
+        first = host.put(deployer, one)
+        process = subprocess.Popen(
+            [sys.executable, "-c", CUT_OFF], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        process.stdin.write(first.record.followed_by(two).to_json())
+        process.stdin.close()
+        for line in process.stdout:
+            if "('v2', 'ready')" in line or "draining" in line:
+                break
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        status = until(deployer, name, lambda status: status.state == "running" and len(status.replicas) == 2)
+        assert {each.version for each in status.replicas} == {"v2"}
+        assert len(host.containers(name)) == 2
+
+
+def test_two_deployments_side_by_side_do_not_disturb_each_other(host, name):
+    other = f"{name}-other"
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1"))
+        try:
+            host.put(deployer, host.spec(other, "v2"))
+            names = [status.name for status in deployer.statuses()]
+            assert [each for each in names if each in {name, other}] == [name, other]
+            with Client(f"modelkit://box/{name}") as a, Client(f"modelkit://box/{other}") as b:
+                assert (a.methods.version(), b.methods.version()) == ("v1", "v2")
+            deployer.delete(other)
+            with Client(f"modelkit://box/{name}") as client:
+                assert client.methods.version() == "v1"
+            with pytest.raises(UnknownDeploymentError, match=f"has no deployment '{other}'") as caught:
+                deployer.status(other)
+            assert f"did you mean {name}" in caught.value.cure
+        finally:
+            with contextlib.suppress(UnknownDeploymentError):
+                deployer.delete(other)
+
+
+def test_what_changes_at_the_same_moment_is_refused(host, name):
+    from modelkit.computes.docker_api import docker_host
+    from modelkit.deploy.docker.state import read_state, write_state
+
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1"))
+        with docker_host(host.compute) as connected:
+            state = read_state(connected, name, [])
+            write_state(connected, state)
+            with pytest.raises(DeployError, match="somebody else has changed"):
+                write_state(connected, state)
+
+
+def test_the_record_survives_a_prune_of_volumes(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        volumes = host.docker(
+            "volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={name}"
+        ).split()
+        host.docker("volume", "rm", *volumes)
+        assert deployer.status(name).record == first.record
+        deployer.delete(name)
+
+
+def test_a_machine_without_gpus_says_so(host, name):
+    spec = host.spec(name, "v1")
+    config = {**spec.config, "compute": {**spec.config["compute"], "num_accelerators": 1}}
+    from dataclasses import replace
+
+    with host.deployer() as deployer, pytest.raises(DeployError, match="cannot give a GPU") as caught:
+        deployer.apply(Record(replace(spec, config=config)))
+    assert "nvidia-container-toolkit" in caught.value.cure
+    assert host.containers(name) == []
+
+
+def test_check_says_what_the_host_is(host):
+    with host.deployer() as deployer:
+        report = deployer.check()
+    assert report.problems == ()
+    assert report.cpu_total == os.cpu_count()
+    assert dict(report.versions)["Docker"]
