@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["fixtures_checkpoint", "fixtures_docker", "fixtures_registry"]
+pytest_plugins = ["fixtures_checkpoint", "fixtures_docker", "fixtures_registry", "kubernetes_cluster"]
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 # Inherited by every process a test starts, so that one left behind is found whoever its parent is now.

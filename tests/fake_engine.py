@@ -57,7 +57,6 @@ class FakeEngine:
         self.running = 0
         self.num_requests = 0
         self.num_disconnects = 0
-        self.disconnected_at = 0.0
         self.connections = set()
         self.last_body = {}
 
@@ -91,7 +90,6 @@ class FakeEngine:
                 "running": self.running,
                 "num_requests": self.num_requests,
                 "num_disconnects": self.num_disconnects,
-                "disconnected_at": self.disconnected_at,
                 "num_connections": len(self.connections),
                 "last_body": self.last_body,
             }
@@ -140,7 +138,6 @@ class FakeEngine:
             return web.json_response({"choices": [choice], "usage": _usage(len(words))})
         except (asyncio.CancelledError, ConnectionError):
             self.num_disconnects += 1
-            self.disconnected_at = time.time()
             raise
         finally:
             self.running -= 1

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import aiohttp
@@ -24,19 +23,26 @@ from modelkit.errors import CallError, InvalidArgumentError, NotFoundError, Unav
 VLLM_PYTHON = os.environ.get("MODELKIT_TEST_VLLM_PYTHON", "")
 pytestmark = [
     pytest.mark.skipif(not VLLM_PYTHON, reason="MODELKIT_TEST_VLLM_PYTHON names no Python with vLLM"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
+
+# So long that no answer ends by itself while a test looks at it, though a busy machine lets a process wait for seconds
+# at a time: the engine goes on meanwhile, some hundred tokens a second.
+ENDLESS_TOKENS = 30_000
 
 CONFIG = """
 model: {id: tiny-chat}
 engine:
   name: vllm
   python: %s
-  max_model_len: 1024
+  max_model_len: 32768
   dtype: float32           # some virtual machines report AMX and do not permit it; float32 takes other kernels
   start_timeout: 4m
   tool_call_parser: hermes
-  args: {enforce-eager: true, kv-cache-memory-bytes: 67108864%s}
+  args:
+    enforce-eager: true
+    kv-cache-memory-bytes: 134217728
+    hf-overrides: '{"max_position_embeddings": 32768}'%s
 checkpoints: {type: local, path: %s}
 """
 MODEL = "from modelkit import LLM\n\n\nclass TinyChat(LLM):\n    pass\n"
@@ -88,7 +94,7 @@ class Served:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(40) == 0
+        assert self.process.wait(120) == 0
         self.process.stdout.close()
 
 
@@ -317,7 +323,7 @@ async def test_prompt_token_ids_pass_through(client, tiny_chat_answers):
     [
         (chat("Hi", temperature=-3), InvalidArgumentError, "temperature must be non-negative"),
         (chat("Hi", model="other"), NotFoundError, "The model `other` does not exist"),
-        (chat("word " * 2000), InvalidArgumentError, "maximum context length"),
+        (chat("word " * 40_000), InvalidArgumentError, "maximum context length"),
         (chat("Hi", openai_endpoint="/load_lora_adapter"), NotFoundError, "is not passed on"),
         (chat("Hi", openai_endpoint="/../metrics"), NotFoundError, "is not passed on"),
     ],
@@ -337,15 +343,17 @@ async def test_an_image_by_its_address_is_never_fetched(client):
 # ------------------------------------------------------------------------------------------------------- cancellation
 
 
-async def running_in(port):
+async def num_requests_in(port):
+    """How many requests an engine works on: it may set one aside while its KV cache is full."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics") as response,
     ):
-        (value,) = re.findall(
-            r"^vllm:num_requests_running\{[^}]*\} (\S+)$", await response.text(), re.MULTILINE
+        found = re.findall(
+            r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", await response.text(), re.MULTILINE
         )
-        return int(float(value))
+    assert len(found) == 2
+    return sum(int(float(value)) for value in found)
 
 
 async def read_to_the_end(stream):
@@ -358,7 +366,7 @@ async def read_to_the_end(stream):
     return None
 
 
-async def wait_until(condition, timeout_s=30.0):
+async def wait_until(condition, timeout_s=60.0):
     async with asyncio.timeout(timeout_s):
         while not await condition():
             await asyncio.sleep(0.02)
@@ -366,32 +374,36 @@ async def wait_until(condition, timeout_s=30.0):
 
 async def test_cancelling_half_of_the_streams_ends_them_in_the_engine(served, client):
     _, port = served.engine()
-    body = chat("Tell me a story.", ignore_eos=True, max_tokens=900, stream=True)
-    num_streams, started = 16, asyncio.Semaphore(0)
+    body = chat("Tell me a story.", ignore_eos=True, max_tokens=ENDLESS_TOKENS)
+    num_streams = 16
+    num_chunks = [0] * num_streams
 
-    async def consume():
+    async def consume(number):
         async for _ in client.generate(msg=body, method="openai_stream_transport"):
-            started.release()
+            num_chunks[number] += 1
 
-    tasks = [asyncio.create_task(consume()) for _ in range(num_streams)]
+    async def all_answer():
+        return all(num_chunks) and await num_requests_in(port) == num_streams
 
-    async def all_run():
-        return await running_in(port) == num_streams
+    async def half_is_left():
+        return await num_requests_in(port) == num_streams // 2
 
-    async def half_run():
-        return await running_in(port) <= num_streams // 2
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(consume(number)) for number in range(num_streams)]
+        await wait_until(all_answer)
+        for task in tasks[::2]:
+            task.cancel()
+        await wait_until(half_is_left)
+        before = num_chunks.copy()
 
-    await wait_until(all_run)
-    for task in tasks[::2]:
-        task.cancel()
-    cancelled_at = time.monotonic()
-    await wait_until(half_run, 10)
-    took_s = time.monotonic() - cancelled_at
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(result, asyncio.CancelledError) for result in results] == [True, False] * (
-        num_streams // 2
-    )
-    assert took_s < 10
+        async def the_others_go_on():
+            return all(num_chunks[number] > before[number] + 50 for number in range(1, num_streams, 2))
+
+        await wait_until(the_others_go_on)
+        assert [task.done() for task in tasks] == [True, False] * (num_streams // 2)
+        assert num_chunks[::2] == before[::2]
+        for task in tasks[1::2]:
+            task.cancel()
 
 
 # ------------------------------------------------------------------------------------------------------ life and death
@@ -399,15 +411,12 @@ async def test_cancelling_half_of_the_streams_ends_them_in_the_engine(served, cl
 
 async def test_a_killed_engine_fails_its_streams_turns_readiness_off_and_comes_back(served, client, http):
     pid, _ = served.engine()
-    body = chat("Tell me a story.", ignore_eos=True, max_tokens=900)
-    # Several, so that there is enough left to write when the engine is killed, on a fast machine too.
+    body = chat("Tell me a story.", ignore_eos=True, max_tokens=ENDLESS_TOKENS)
     streams = [client.generate(msg=body, method="openai_stream_transport") for _ in range(12)]
     await asyncio.gather(*(anext(stream) for stream in streams))
     os.kill(pid, signal.SIGKILL)
     ends = await asyncio.gather(*(read_to_the_end(stream) for stream in streams))
-    broken = [end for end in ends if end is not None]
-    assert broken
-    assert all(isinstance(end, UnavailableError) and "vllm" in end.message for end in broken)
+    assert all(isinstance(end, UnavailableError) and "vllm" in end.message for end in ends)
     async with grpc.aio.insecure_channel(served.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
 
@@ -418,7 +427,7 @@ async def test_a_killed_engine_fails_its_streams_turns_readiness_off_and_comes_b
         async def is_not_serving():
             return not await is_serving()
 
-        await wait_until(is_not_serving, 15)
+        await wait_until(is_not_serving)
         async with http.get("/ready") as response:
             assert response.status == 503
         async with http.get("/health") as response:
@@ -427,16 +436,16 @@ async def test_a_killed_engine_fails_its_streams_turns_readiness_off_and_comes_b
             with pytest.raises(UnavailableError, match="vllm was ended by SIGKILL") as refused:
                 await impatient.predict(prompt="Hello!")
         assert refused.value.retry_after_s
-        await wait_until(is_serving, 120)
+        await wait_until(is_serving, 240)
     assert served.engine()[0] != pid
     assert (await client.predict(prompt="Hello!")).startswith("Hello! I am Tiny")
 
 
 def test_an_unknown_option_ends_the_start_with_the_cure(tmp_path, tiny_chat_checkpoint):
-    folder = write_folder(tmp_path / "chat", tiny_chat_checkpoint, ", no-such-option: 3")
+    folder = write_folder(tmp_path / "chat", tiny_chat_checkpoint, "\n    no-such-option: 3")
     result = subprocess.run(
         [sys.executable, "-m", "modelkit", "serve", str(folder), "--port", "0", "--no-http"],
-        capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=120, check=False,
+        capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 1
     assert "the engine refuses an option: --no-such-option" in result.stderr

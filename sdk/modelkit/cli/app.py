@@ -39,7 +39,7 @@ class Verb(NamedTuple):
     section: str
 
 
-_MAKE, _RUN, _SHIP, _ABOUT = "Make a model", "Run it", "Ship it", "About"
+_MAKE, _RUN, _SHIP, _DEPLOY, _ABOUT = "Make a model", "Run it", "Ship it", "Look after deployments", "About"
 
 VERBS: dict[str, Verb] = {
     "init": Verb("modelkit.cli.init", "Write a new model folder from a template.", _MAKE),
@@ -64,6 +64,18 @@ VERBS: dict[str, Verb] = {
     "pull": Verb("modelkit.cli.pull", "Make a model folder of a version, each file verified.", _SHIP),
     "diff": Verb("modelkit.cli.diff", "Show what is different between two versions.", _SHIP),
     "verify": Verb("modelkit.cli.verify", "Verify a version: digests, pins, signature.", _SHIP),
+    "compute": Verb(
+        "modelkit.cli.compute", "Add, check and remove the computes that deployments run on.", _DEPLOY
+    ),
+    "ps": Verb("modelkit.cli.ps", "List what is deployed, on all computes.", _DEPLOY),
+    "status": Verb("modelkit.cli.status", "Show a deployment, replica by replica.", _DEPLOY),
+    "logs": Verb("modelkit.cli.logs", "Print what the replicas of a deployment write.", _DEPLOY),
+    "scale": Verb(
+        "modelkit.cli.scale", "Change how many replicas a deployment has; nothing restarts.", _DEPLOY
+    ),
+    "rollout": Verb("modelkit.cli.rollout", "Try a new version on a part of the calls (a canary).", _DEPLOY),
+    "rollback": Verb("modelkit.cli.rollback", "Put an earlier version of a deployment back.", _DEPLOY),
+    "stop": Verb("modelkit.cli.stop", "End a deployment; calls in progress may finish.", _DEPLOY),
     "cache": Verb("modelkit.cli.cache", "Show the checkpoints kept on this machine; prune them.", _ABOUT),
     "version": Verb("modelkit.cli.version", "Show the versions of modelkit and what it runs on.", _ABOUT),
 }

@@ -110,24 +110,17 @@ def build_with(builder: "Builder", plan: "ImagePlan", *, push: bool = False) -> 
 def image_for_version(plan: "ImagePlan", name: "BuilderName" = "auto") -> "Iterator[tuple[Source, str]]":
     """Build an image and yield where it can be read until the end of the block, and its digest; shows the stages."""
     from modelkit.image import choose_builder
-    from modelkit.image.builders.oci import OciBuilder
-    from modelkit.registry.docker_archive import saved_image
+    from modelkit.image.builders.source import built_source
 
     chosen, reason = choose_builder(name, plan)
     if reason:
         console.info(f"building with {chosen.name}: {reason}")
+    weights = weights_of(plan)
     with ExitStack() as stack:
-        if isinstance(chosen, OciBuilder):
-            weights = weights_of(plan)
-            with console.status(f"building {plan.tag}") as show, console.transfer(plan.tag) as transfer:
-                progress = _progress(plan.tag, show, transfer)
-                made = stack.enter_context(chosen.assemble(plan, weights, progress))
-            yield made.draft, made.digest
-            return
-        built = build_with(chosen, plan)
-        with console.status(f"taking {built.reference} out of docker"):
-            draft, manifest = stack.enter_context(saved_image(built.reference))
-        yield draft, manifest.digest
+        with console.status(f"building {plan.tag}") as show, console.transfer(plan.tag) as transfer:
+            progress = _progress(plan.tag, show, transfer)
+            source = stack.enter_context(built_source(chosen, plan, weights, progress))
+        yield source
 
 
 def weights_of(plan: "ImagePlan") -> dict[str, Path]:

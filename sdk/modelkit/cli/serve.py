@@ -39,7 +39,43 @@ def command(
         str, typer.Argument(metavar="path", help="The model folder, its config.yaml, or a version: chat:v3.")
     ] = ".",
     *,
-    local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = True,
+    local: Annotated[bool, typer.Option("--local", help="Serve on this machine (the default).")] = False,
+    compute: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Deploy to this compute; local-ray is a private Ray, for a try."),
+    ] = None,
+    mode: Annotated[
+        Literal["dedicated", "serverless"] | None,
+        typer.Option(help="With --compute: replicas always run, or only while there are calls."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --compute: the deployment. Default: the model's id."),
+    ] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option(min=0, help="With --compute: deployment.min_replicas.", show_default=False)
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --compute: deployment.max_replicas.", show_default=False)
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="With --compute: show what would change, and ask on a terminal.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --compute: print what would be sent, and send nothing.")
+    ] = False,
+    output: Annotated[
+        Literal["yaml", "json"], typer.Option("--output", "-o", help="With --dry-run: how it is written.")
+    ] = "yaml",
+    attach: Annotated[
+        bool, typer.Option("--attach", help="With --compute: follow the log once it is deployed.")
+    ] = False,
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=1, help="With --compute: take it back when not ready by then."
+        ),
+    ] = 1800.0,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The gRPC port; 0 takes a free one.")
@@ -103,13 +139,61 @@ def command(
     ] = False,
 ) -> int:
     """Serve a model over gRPC and HTTP."""
-    del local  # the only place there is; `--compute` will name others
+    if compute is not None:
+        from modelkit.cli.deploy import DeployOptions, deploy, refuse_local_options
+
+        refuse_local_options(
+            [
+                ("--local", local),
+                ("--host", host != "127.0.0.1"),
+                ("--port", port != DEFAULT_PORT),
+                ("--http-port", http_port is not None),
+                ("--no-http", not http),
+                ("--cors-origin", bool(cors_origins)),
+                ("--engine", engine is not None),
+                ("--tls-cert, --tls-key", bool(tls_cert or tls_key or tls_client_ca)),
+                ("--reload", reload),
+                ("--in-container", in_container),
+                ("--profile-start", profile_start),
+                ("--offline", offline),
+            ]
+        )
+        return deploy(
+            target,
+            DeployOptions(
+                compute=compute,
+                name=name,
+                mode=mode,
+                min_replicas=min_replicas,
+                max_replicas=max_replicas,
+                environment=environment,
+                overrides=overrides or (),
+                api_key_env=api_key_env,
+                plan=plan,
+                dry_run=dry_run,
+                output=output,
+                attach=attach,
+                timeout_s=timeout_s,
+                as_json=as_json,
+            ),
+        )
+    _refuse_deploy_options(
+        [
+            ("--mode", mode is not None),
+            ("--name", name is not None),
+            ("--min-replicas", min_replicas is not None),
+            ("--max-replicas", max_replicas is not None),
+            ("--plan", plan),
+            ("--dry-run", dry_run),
+            ("--attach", attach),
+        ]
+    )
     outlive_readers()
     # gRPC writes a line of its own about each fault that is reported here; must be set before it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if in_container:
+        _refuse_beside_container(reload=reload, tls=any((tls_cert, tls_key, tls_client_ca)))
     if reload:
-        if in_container:
-            raise UsageError("--reload and --in-container exclude each other", cure="give one of the two")
         return _reload(target)
     _end_with_the_watcher()
     progress = _Progress()
@@ -124,8 +208,6 @@ def command(
         from modelkit.cli.in_container import Publishing, serve_in_container
 
         _warn_of_missing_secrets(config)
-        if tls_cert or tls_key or tls_client_ca:
-            raise UsageError("--in-container serves without TLS", cure="leave --tls-* out")
         return serve_in_container(
             config,
             path,
@@ -177,6 +259,23 @@ def command(
             console.info(progress.profile.table())
 
     return _run(server, progress, on_ready)
+
+
+def _refuse_beside_container(*, reload: bool, tls: bool) -> None:
+    if reload:
+        raise UsageError("--reload and --in-container exclude each other", cure="give one of the two")
+    if tls:
+        raise UsageError("--in-container serves without TLS", cure="leave --tls-* out")
+
+
+def _refuse_deploy_options(options: Sequence[tuple[str, bool]]) -> None:
+    given = [name for name, is_given in options if is_given]
+    if given:
+        belong = "belongs" if len(given) == 1 else "belong"
+        raise UsageError(
+            f"{', '.join(given)} {belong} to --compute",
+            cure="name one: --compute NAME; `modelkit compute list` shows those there are",
+        )
 
 
 def _as_options(**values: Sequence[str | None] | None) -> list[str]:

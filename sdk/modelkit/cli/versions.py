@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.table import table
 from modelkit.progress import size_text
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _entries(model: "Reference | LayoutReference", *, plain_http: bool) -> "list
     from modelkit.registry import open_store
     from modelkit.versions.catalog import list_entries
 
-    with open_store(model, plain_http=plain_http) as store:
+    with open_store(model, plain_http=plain_http, on_note=console.info) as store:
         return list_entries(store)
 
 
@@ -69,7 +70,4 @@ def _table(entries: "Sequence[Entry]") -> str:
                 " ".join(entry.tags),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return table(rows)

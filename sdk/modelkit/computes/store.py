@@ -56,6 +56,7 @@ class Compute:
     namespace: str | None = None  # kubernetes
     kubeconfig: str | None = None  # kubernetes; default: KUBECONFIG, else ~/.kube/config
     flavor: str | None = None  # kubernetes: what runs serverless deployments
+    cache_volume: str | None = None  # kubernetes: a PersistentVolumeClaim that keeps weights between replicas
 
     def token(self) -> str | None:
         """Return the token for the compute's API, None where none is needed. Raises UsageError where it is not set."""
@@ -146,7 +147,11 @@ def _changing() -> Iterator[dict[str, Compute]]:
             computes = _read()
             yield computes
             content = {
-                name: {key: value for key, value in asdict(compute).items() if value is not None}
+                name: {
+                    key: value
+                    for key, value in asdict(compute).items()
+                    if value is not None and key != "name"
+                }
                 for name, compute in sorted(computes.items())
             }
             draft = path.with_suffix(".draft")

@@ -61,7 +61,7 @@ class Status:
     """A deployment as it is now. `num_wanted` is how many replicas the compute aims at at this moment.
 
     `reason` says why it is not (yet) what was asked for, in the compute's own words where it has some.
-    `canary_version` gets `canary_percent` of the calls where two versions run side by side.
+    `canary` gets `canary_percent` of the calls where two versions run side by side.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Status:
     max_replicas: int = 1
     reason: str = ""
     endpoint: Endpoint | None = None
-    canary_version: str = ""
+    canary: DeploymentSpec | None = None
     canary_percent: int = 0
 
     @property

@@ -3,10 +3,12 @@
 The author's own logging goes through the same handler, so a line written inside a method carries the id too.
 """
 
+import contextlib
 import json
 import logging
 import os
 import random
+import select
 import sys
 import time
 from pathlib import Path
@@ -21,6 +23,9 @@ _log = logging.getLogger("modelkit.server")
 
 REQUEST_ID_HEADER = "x-request-id"
 _MAX_REQUEST_ID_CHARS = 128
+# A pipe that is writable takes 4096 bytes (PIPE_BUF), and a character has 4 at most.
+_PIECE_CHARS = 1024
+_GRACE_MS = 50
 
 
 _random = random.Random()  # noqa: S311 - names, not secrets; os.urandom would give the GIL away on every call
@@ -68,7 +73,7 @@ def configure_logging(
 
     Of other libraries, warnings. An author's lines are known by their file: their logger may have any name.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _UnblockedHandler(stream or sys.stderr)
     handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
     own_files = () if author_dir is None else (f"{author_dir.resolve()}{os.sep}", f"{author_dir}{os.sep}")
 
@@ -83,6 +88,50 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+class _UnblockedHandler(logging.StreamHandler[TextIO]):
+    """Leaves lines out while nobody reads them, and says how many once somebody does.
+
+    A pipe that nobody empties takes 64 KiB; a terminal takes nothing after Ctrl-S. A write that waits for them would stop
+    the event loop, and every call with it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._num_left_out = 0
+        self._poll: select.poll | None = None
+        with contextlib.suppress(OSError, ValueError):  # a stream in memory
+            descriptor = stream.fileno()
+            self._poll = select.poll()
+            self._poll.register(descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record where that does not wait."""
+        try:
+            text = self.format(record) + self.terminator
+            if self._num_left_out and self._is_writable():
+                num, self._num_left_out = self._num_left_out, 0
+                self._write(f"{num} line{'s' * (num > 1)} of the log left out: nobody read them\n")
+            if not (self._is_writable() and self._write(text)):
+                self._num_left_out += 1
+        except RecursionError:
+            raise
+        except Exception:  # noqa: BLE001 - as every handler of logging
+            self.handleError(record)
+
+    def _write(self, text: str) -> bool:
+        """Write a text in pieces that a pipe takes whole once it takes anything; False where the rest was left out."""
+        for start in range(0, len(text), _PIECE_CHARS):
+            if start and not self._is_writable():
+                return False
+            self.stream.write(text[start : start + _PIECE_CHARS])
+            self.stream.flush()
+        return True
+
+    def _is_writable(self) -> bool:
+        """Give a reader that is a little behind a moment, but not for every line."""
+        return self._poll is None or bool(self._poll.poll(0 if self._num_left_out else _GRACE_MS))
 
 
 def _request_id() -> str:

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import os
 
 import pytest
 
@@ -68,3 +69,23 @@ def test_request_ids_differ():
     ids = {new_request_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(len(request_id) == 16 and int(request_id, 16) >= 0 for request_id in ids)
+
+
+def test_a_log_that_nobody_reads_stops_nothing_and_says_later_what_is_missing(logs):
+    logs()
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "w") as stream:
+        configure_logging(logging.INFO, "json", stream)
+        log = logging.getLogger("modelkit.server")
+        for number in range(2000):
+            log.info("line %d of many", number)
+        log.info("%s", "é" * 10_000)
+        os.set_blocking(reading, False)
+        lines = reader.read(2**20).splitlines()
+        log.info("somebody is back")
+        notice, last = reader.read(2**20).splitlines()
+    assert [json.loads(line)["message"] for line in lines] == [
+        f"line {number} of many" for number in range(len(lines))
+    ]
+    assert notice.decode() == f"{2001 - len(lines)} lines of the log left out: nobody read them"
+    assert json.loads(last)["message"] == "somebody is back"

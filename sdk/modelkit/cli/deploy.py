@@ -1,0 +1,196 @@
+"""`modelkit serve --compute`: a folder or a version becomes a deployment; shown first where that is asked for."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from modelkit.cli import console
+from modelkit.cli.deployments import announce, opened, show_failure, watched
+from modelkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelkit.computes import Compute
+    from modelkit.deploy import Delivery, Deployer, Status
+    from modelkit.deploy.rollout import Plan
+    from modelkit.deploy.source import Target
+
+__all__ = [
+    "DeployOptions",
+    "compute_named",
+    "delivering",
+    "deploy",
+    "failure_in_view",
+    "read",
+    "refuse_local_options",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployOptions:
+    """What the command line says of a deployment."""
+
+    compute: str
+    name: str | None = None
+    mode: Literal["dedicated", "serverless"] | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    environment: str | None = None
+    overrides: Sequence[str] = ()
+    api_key_env: str | None = None
+    plan: bool = False
+    dry_run: bool = False
+    output: Literal["yaml", "json"] = "yaml"
+    attach: bool = False
+    timeout_s: float = 1800.0
+    as_json: bool = False
+
+    def all_overrides(self) -> tuple[str, ...]:
+        """Return --set and the options that stand for one."""
+        named = {
+            "deployment.mode": self.mode,
+            "deployment.min_replicas": self.min_replicas,
+            "deployment.max_replicas": self.max_replicas,
+        }
+        return (*self.overrides, *(f"{key}={value}" for key, value in named.items() if value is not None))
+
+
+def deploy(target: str, options: DeployOptions) -> int:
+    """Put a folder or a version on a compute; returns the exit code."""
+    from modelkit.deploy import Record
+    from modelkit.deploy.rollout import make_plan, roll_out
+
+    compute = compute_named(options.compute)
+    wanted = read(target, compute, options)
+    with opened(compute) as deployer:
+        deployer.refuse(wanted.spec, wanted.origin)
+        if options.dry_run:
+            _print_manifests(deployer.render(Record(wanted.spec)), options.output)
+            return 0
+        with console.status(f"looking at {compute.name}"):
+            plan = make_plan(deployer, wanted.spec)
+        if options.plan:
+            console.result(_plan_text(compute, plan))
+            if not _agreed(plan):
+                return 0
+        name = f"{compute.name}/{wanted.spec.name}"
+        with failure_in_view(), delivering() as delivery, watched(name) as on_status:
+            status = roll_out(deployer, plan, wanted.origin, delivery, on_status, timeout_s=options.timeout_s)
+        announce(compute, status, as_json=options.as_json)
+        return _follow(deployer, status) if options.attach else 0
+
+
+def compute_named(name: str) -> "Compute":
+    """Return a compute; the private Ray of this machine is started where it does not run."""
+    from modelkit.computes import LOCAL_RAY, add_compute, find_compute
+
+    if name != LOCAL_RAY:
+        return find_compute(name)
+    from modelkit.deploy.ray_serve.local import ensure_local_ray
+
+    with console.status("starting a private Ray") as show:
+        compute = ensure_local_ray(show)
+    add_compute(compute, replace=True)
+    return compute
+
+
+def read(target: str, compute: "Compute", options: DeployOptions) -> "Target":
+    """Return what is to be deployed, and show what is doubtful in it."""
+    from modelkit.deploy.source import Wishes, read_target
+
+    wishes = Wishes(
+        name=options.name,
+        environment=options.environment,
+        overrides=options.all_overrides(),
+        api_key_env=options.api_key_env or compute.api_key_env,
+    )
+    with console.status(f"reading {target}"):
+        wanted = read_target(target, wishes)
+    if not console.is_quiet():
+        console.problems(wanted.warnings)
+    return wanted
+
+
+@contextmanager
+def delivering() -> "Iterator[Delivery]":
+    """Show what a delivery does."""
+    from modelkit.deploy import Delivery
+
+    def on_line(line: str) -> None:
+        if console.is_verbose():
+            console.info(f"  {console.harmless(line)}")
+
+    with console.transfer("delivering") as progress:
+        yield Delivery(progress=progress, on_line=on_line)
+
+
+@contextmanager
+def failure_in_view() -> Iterator[None]:
+    """Show the last lines of a replica that did not come up, before the error."""
+    from modelkit.deploy.rollout import FailedRolloutError
+
+    try:
+        yield
+    except FailedRolloutError as error:
+        show_failure(error)
+        raise
+
+
+def _print_manifests(text: str, output: Literal["yaml", "json"]) -> None:
+    if output == "yaml":
+        console.result(text.rstrip())
+        return
+    import yaml
+
+    documents = list(yaml.safe_load_all(text))
+    console.json(documents[0] if len(documents) == 1 else documents)
+
+
+def _plan_text(compute: "Compute", plan: "Plan") -> str:
+    """Draw a plan: what happens, and each key that changes."""
+    spec = plan.spec
+    verbs = {"create": "is new", "update": "changes", "none": "stays as it is"}
+    lines = [f"{spec.name} on {compute.name} ({compute.kind}) {verbs[plan.action]}"]
+    width = max((len(change.key) for change in plan.changes), default=0)
+    for change in plan.changes:
+        mark, style = (
+            ("+", "green")
+            if change.before is None
+            else ("-", "red")
+            if change.after is None
+            else ("~", "yellow")
+        )
+        both = change.before is not None and change.after is not None
+        value = f"{change.before} → {change.after}" if both else change.after or change.before
+        lines.append(f"  {console.paint(mark, style, sys.stdout)} {change.key.ljust(width)}  {value}")
+    return "\n".join(lines)
+
+
+def _agreed(plan: "Plan") -> bool:
+    """Ask on a terminal; elsewhere a plan is only shown."""
+    if plan.action == "none" or not (sys.stdin is not None and sys.stdin.isatty()):
+        return False
+    return typer.confirm("apply it?", err=True)
+
+
+def _follow(deployer: "Deployer", status: "Status") -> int:
+    """Print what the replicas write until Ctrl-C, which ends the printing and nothing else."""
+    try:
+        for line in deployer.logs(status.name, num_lines=0, follow=True):
+            console.result(f"{line.replica} │ {line.text}")
+    except KeyboardInterrupt:
+        console.info(f"detached; {status.name} runs on")
+    return 0
+
+
+def refuse_local_options(options: Sequence[tuple[str, bool]]) -> None:
+    """Raise UsageError for options that are about this machine."""
+    given = [name for name, is_given in options if is_given]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} and --compute exclude each other: a replica listens where its compute says",
+            cure="leave out one of them",
+        )

@@ -1,0 +1,102 @@
+"""`modelkit rollout`: a new version gets a part of the calls first, then all of them or none."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelkit.cli import console
+from modelkit.cli.deploy import DeployOptions, delivering, failure_in_view, read
+from modelkit.cli.deployments import (
+    DEFAULT_TIMEOUT_S,
+    AsJson,
+    Named,
+    Timeout,
+    announce,
+    find,
+    opened,
+    watched,
+)
+from modelkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelkit.computes import Compute
+    from modelkit.deploy import Deployer, Status
+
+__all__ = ["command"]
+
+
+def command(
+    deployment: Named,
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATH|REF]", help="The model folder or the version to try, such as chat:v4."),
+    ] = None,
+    *,
+    percent: Annotated[
+        int | None, typer.Option(min=1, max=99, help="Share of the calls that the new version gets.")
+    ] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Give it all calls; the old version ends.")
+    ] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="Give it none; it ends.")] = False,
+    environment: Annotated[
+        str | None, typer.Option("--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")
+    ] = None,
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Try a new version on a part of the calls (a canary)."""
+    if sum((percent is not None, promote, abort)) != 1 or (target is not None) == (promote or abort):
+        raise UsageError(
+            "rollout wants a version and its share, or what becomes of the one that runs",
+            cure="modelkit rollout NAME chat:v4 --percent 10, then --promote or --abort",
+        )
+    compute, name = find(deployment)
+    with opened(compute) as deployer, failure_in_view(), watched(f"{compute.name}/{name}") as on_status:
+        if promote:
+            status = _promote(deployer, name, on_status, timeout_s)
+        elif abort:
+            deployer.set_canary(name, None, 0)
+            status = deployer.status(name)
+        else:
+            assert target is not None
+            assert percent is not None
+            options = DeployOptions(
+                compute=compute.name, name=name, environment=environment, overrides=overrides or ()
+            )
+            status = _try(deployer, compute, target, options, percent)
+    announce(compute, status, as_json=as_json)
+
+
+def _try(
+    deployer: "Deployer", compute: "Compute", target: str, options: DeployOptions, percent: int
+) -> "Status":
+    wanted = read(target, compute, options)
+    deployer.refuse(wanted.spec, wanted.origin)
+    current = deployer.status(wanted.spec.name).record.spec
+    if current.model_id != wanted.spec.model_id:
+        raise UsageError(
+            f"{wanted.spec.name} is of the model {current.model_id}, not of {wanted.spec.model_id}",
+            cure="name a version of the same model",
+        )
+    with delivering() as delivery:
+        artifact = deployer.deliver(wanted.spec, wanted.origin, delivery)
+    deployer.set_canary(wanted.spec.name, wanted.spec.delivered(artifact), percent)
+    status = deployer.status(wanted.spec.name)
+    console.info(
+        f"  {percent}% of the calls go to {wanted.spec.version}; then `modelkit rollout` --promote or --abort"
+    )
+    return status
+
+
+def _promote(
+    deployer: "Deployer", name: str, on_status: "Callable[[Status], None]", timeout_s: float
+) -> "Status":
+    from modelkit.deploy.rollout import promote
+
+    return promote(deployer, deployer.status(name), on_status, timeout_s=timeout_s)

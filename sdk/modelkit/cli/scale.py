@@ -1,0 +1,64 @@
+"""`modelkit scale`: more or fewer replicas, without a restart."""
+
+from typing import Annotated
+
+import typer
+
+from modelkit.cli.deployments import (
+    DEFAULT_TIMEOUT_S,
+    AsJson,
+    Named,
+    Timeout,
+    announce,
+    find,
+    opened,
+    watched,
+)
+from modelkit.errors import UsageError
+
+__all__ = ["command"]
+
+
+def command(
+    deployment: Named,
+    replicas: Annotated[
+        int | None,
+        typer.Argument(min=0, metavar="[REPLICAS]", help="Exactly so many; or give --min and --max."),
+    ] = None,
+    *,
+    min_replicas: Annotated[int | None, typer.Option("--min", min=0, help="At least so many.")] = None,
+    max_replicas: Annotated[int | None, typer.Option("--max", min=1, help="At most so many.")] = None,
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Change how many replicas a deployment has; nothing restarts."""
+    from modelkit.deploy.rollout import wait_until_ready
+
+    if (replicas is None) == (min_replicas is None and max_replicas is None):
+        raise UsageError("scale wants a number, or bounds", cure="modelkit scale NAME 3, or --min 1 --max 4")
+    compute, name = find(deployment)
+    with opened(compute) as deployer:
+        now = deployer.status(name)
+        lower = (
+            replicas if replicas is not None else now.min_replicas if min_replicas is None else min_replicas
+        )
+        upper = (
+            replicas if replicas is not None else now.max_replicas if max_replicas is None else max_replicas
+        )
+        if upper < max(lower, 1):
+            raise UsageError(
+                f"at least {lower} and at most {upper} replicas cannot be",
+                cure="give --max as much as --min, and 1",
+            )
+        with watched(f"{compute.name}/{name}") as on_status:
+            deployer.scale(name, lower, upper)
+            status = wait_until_ready(
+                deployer,
+                name,
+                on_status,
+                timeout_s=timeout_s,
+                is_done=lambda status: (
+                    status.state in {"running", "idle"} and lower <= status.num_ready <= max(upper, lower)
+                ),
+            )
+    announce(compute, status, as_json=as_json)

@@ -1,0 +1,23 @@
+"""`modelkit stop`: a deployment ends."""
+
+from typing import Annotated
+
+import typer
+
+from modelkit.cli import console
+from modelkit.cli.deployments import find, opened
+
+__all__ = ["command"]
+
+
+def command(
+    deployments: Annotated[
+        list[str], typer.Argument(metavar="[COMPUTE/]NAME...", help="The deployments to end.")
+    ],
+) -> None:
+    """End a deployment; calls in progress may finish."""
+    for deployment in deployments:
+        compute, name = find(deployment)
+        with opened(compute) as deployer, console.status(f"stopping {name} on {compute.name}"):
+            deployer.delete(name)
+        console.success(f"{compute.name}/{name} is gone")

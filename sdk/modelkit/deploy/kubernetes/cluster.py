@@ -1,0 +1,395 @@
+"""The deployer of a cluster: each verb is a few requests around what the pure modules decide."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from modelkit.computes import Compute, Endpoint
+from modelkit.computes.kubernetes_api import KubernetesApi, KubernetesError, find_endpoint, label_selector
+from modelkit.deploy.base import Delivery, LineSink, LogLine, Origin, Report, Status
+from modelkit.deploy.kubernetes import logs
+from modelkit.deploy.kubernetes.accelerators import gpu_resource
+from modelkit.deploy.kubernetes.apply import apply_objects, delete_all, owned_objects, prune
+from modelkit.deploy.kubernetes.canary import CANARY, GatewayRef, canary_objects, route_object
+from modelkit.deploy.kubernetes.checks import check_cluster
+from modelkit.deploy.kubernetes.flavors import flavor_kind, host_of, serverless_objects
+from modelkit.deploy.kubernetes.kinds import (
+    DEPLOYMENT,
+    GATEWAY,
+    HTTP_ROUTE,
+    KNATIVE_SERVICE,
+    KUBERAY_SERVICE,
+    POD,
+    SECRET,
+)
+from modelkit.deploy.kubernetes.manifests import (
+    MAX_NAME_CHARACTERS,
+    RECORD,
+    as_yaml,
+    dedicated_objects,
+)
+from modelkit.deploy.kubernetes.observe import (
+    Observed,
+    deployment_status,
+    record_of,
+    resource_status,
+)
+from modelkit.deploy.kubernetes.secrets import create_command, secret_refs
+from modelkit.deploy.publish import publish, refuse_unpublishable
+from modelkit.deploy.record import DeploymentSpec, Record
+from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
+
+__all__ = ["KubernetesDeployer"]
+
+_CUSTOM_METRICS: Final = "custom.metrics.k8s.io/"
+_RESERVED: Final = ("-canary", "-replicas")
+_POLL_S: Final = 0.5
+_DELETE_SLACK_S: Final = 120.0
+_FAULT: Final = "Failed"  # how the reasons of such events begin
+_MAX_ASKED: Final = 3  # of replicas that are not ready, whose last line is worth a request each
+# The kinds that stand for a deployment, each with its record.
+_WORKLOADS: Final = (DEPLOYMENT, KNATIVE_SERVICE, KUBERAY_SERVICE)
+
+
+class KubernetesDeployer:
+    """Puts deployments on one cluster, in one namespace; see `modelkit.deploy.base.Deployer`."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+        self._api = KubernetesApi(compute)
+        self._groups: frozenset[str] | None = None
+
+    def check(self) -> Report:
+        """See Deployer."""
+        return check_cluster(self._api)
+
+    def setup(self, on_line: LineSink) -> None:
+        """See Deployer: a namespace that is not there is made; nothing else is needed."""
+        path = "/api/v1/namespaces"
+        if self._api.find(f"{path}/{self._api.namespace}") is None:
+            on_line(f"making the namespace {self._api.namespace}")
+            metadata = {"name": self._api.namespace}
+            self._api.post(path, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+    def refuse(self, spec: DeploymentSpec, origin: Origin) -> None:
+        """See Deployer."""
+        config = spec.parsed_config()
+        if len(spec.name) > MAX_NAME_CHARACTERS:
+            raise UsageError(
+                f"'{spec.name}' is too long for names that are made of it",
+                cure=f"take one of at most {MAX_NAME_CHARACTERS} characters: --name NAME",
+            )
+        if spec.name.endswith(_RESERVED):
+            raise UsageError(
+                f"'{spec.name}' is what parts of another deployment may be called",
+                cure="take a name that does not end with " + " or ".join(_RESERVED),
+            )
+        if config.compute.accelerator_fraction is not None:
+            raise UsageError(
+                "Kubernetes gives a container whole GPUs, and compute.accelerator_fraction asks for a part of one",
+                cure="remove it; shares are for the owner of the nodes to set up (MIG, time-slicing), or use Ray",
+            )
+        gpu_resource(config.compute)
+        if config.deployment.mode == "serverless":
+            flavor_kind(self.compute)
+        refuse_unpublishable(self.compute, origin)
+
+    def deliver(self, spec: DeploymentSpec, origin: Origin, delivery: Delivery) -> str:
+        """See Deployer: the image is in a registry when this returns."""
+        return publish(spec, self.compute, origin, delivery)
+
+    def render(self, record: Record) -> str:
+        """See Deployer: manifests that `kubectl apply -f -` takes."""
+        return as_yaml(self._objects(record))
+
+    def apply(self, record: Record) -> None:
+        """See Deployer."""
+        spec = record.spec
+        config = spec.parsed_config()
+        self._require_secrets(spec)
+        if config.deployment.mode == "serverless":
+            self._require_flavor()
+        current = self._api.find(DEPLOYMENT.path(self._api.namespace, spec.name))
+        num_replicas = None if current is None else int(current["spec"].get("replicas", 0))
+        wanted = [*self._objects(record, num_replicas), *self._routes(spec)]
+        apply_objects(self._api, wanted, self._served())
+        # A canary belongs to the deployment: a new version beside it leaves it as it is.
+        canary = [item for _, item in owned_objects(self._api, spec.name, self._served()) if _is_canary(item)]
+        prune(self._api, spec.name, [*wanted, *canary], self._served())
+
+    def status(self, name: str) -> Status:
+        """See Deployer."""
+        workloads = self._workloads(name)
+        if not workloads:
+            raise UnknownDeploymentError(self.compute.name, name, [each.name for each in self.statuses()])
+        return self._status(workloads)
+
+    def statuses(self) -> list[Status]:
+        """See Deployer."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for workload in self._workloads(None):
+            groups.setdefault(record_of(workload).spec.name, []).append(workload)
+        return [self._status(workloads) for _, workloads in sorted(groups.items())]
+
+    def scale(self, name: str, min_replicas: int, max_replicas: int) -> None:
+        """See Deployer: the pods' template stays as it is, so that no replica starts again."""
+        workload = self._workload(name)
+        record = scaled(record_of(workload), min_replicas, max_replicas)
+        if workload["kind"] != DEPLOYMENT.name:
+            self.apply(record)
+            return
+        num = int(workload["spec"].get("replicas", 0))
+        wanted = self._objects(record, num)
+        replicas = next(item for item in wanted if item["kind"] == DEPLOYMENT.name)["spec"].get("replicas")
+        change: dict[str, Any] = {"metadata": {"annotations": {RECORD: record.to_json()}}}
+        if replicas is not None:
+            change["spec"] = {"replicas": replicas}
+        self._api.merge(DEPLOYMENT.path(self._api.namespace, name), change)
+        others = [item for item in wanted if item["kind"] != DEPLOYMENT.name]
+        apply_objects(self._api, others, self._served())
+        canary = [item for _, item in owned_objects(self._api, name, self._served()) if _is_canary(item)]
+        prune(self._api, name, [*wanted, *self._routes(record.spec), *canary], self._served())
+
+    def logs(
+        self, name: str, *, replica: str | None = None, num_lines: int = 100, follow: bool = False
+    ) -> Iterator[LogLine]:
+        """See Deployer."""
+        self._workload(name)
+
+        def pods() -> list[dict[str, Any]]:
+            found = self._pods(name)
+            return [pod for pod in found if replica in {None, pod["metadata"]["name"]}]
+
+        found = pods()
+        if replica is not None and not found:
+            names = ", ".join(pod["metadata"]["name"] for pod in self._pods(name)) or "none"
+            raise DeployError(f"{name} has no replica '{replica}'", cure=f"it has: {names}")
+        if follow:
+            yield from logs.follow(self._api, pods, num_lines)
+            return
+        for pod in found:
+            for line in logs.last_lines(self._api, pod, num_lines):
+                yield LogLine(replica=pod["metadata"]["name"], text=line)
+
+    def set_canary(self, name: str, spec: DeploymentSpec | None, percent: int) -> None:
+        """See Deployer: where a Gateway shares the calls out."""
+        workload = self._workload(name)
+        record = record_of(workload)
+        if workload["kind"] != DEPLOYMENT.name or record.spec.parsed_config().deployment.mode == "serverless":
+            raise UsageError(
+                f"{name} is serverless, and has one version at a time",
+                cure="deploy the new version under another name, or with --mode dedicated",
+            )
+        gateway = self._gateway()
+        if gateway is None:
+            raise UsageError(
+                f"compute {self.compute.name} has nothing that shares calls out between two versions: "
+                + ("no --endpoint" if not self.compute.endpoint else "no Gateway (Gateway API)"),
+                cure="install a Gateway (https://gateway-api.sigs.k8s.io) and name its host as the compute's "
+                "--endpoint; or deploy the new version under another name, or replace the old one",
+            )
+        if spec is not None:
+            self._require_secrets(spec)
+        own = [] if spec is None else canary_objects(replace(spec, name=name), self.compute, percent)
+        route = route_object(
+            record.spec, self.compute, gateway, self._host(name), percent=percent if spec else 0
+        )
+        apply_objects(self._api, [*own, route], self._served())
+        if spec is None:
+            kept = [
+                item for _, item in owned_objects(self._api, name, self._served()) if not _is_canary(item)
+            ]
+            prune(self._api, name, kept, self._served())
+
+    def delete(self, name: str) -> None:
+        """See Deployer: replicas that are told to end may finish their calls first."""
+        status = self.status(name)
+        delete_all(self._api, name, self._served())
+        drain_s = status.record.spec.parsed_config().server.drain_timeout_s
+        deadline = time.monotonic() + drain_s + _DELETE_SLACK_S
+        while pods := self._pods(name):
+            if time.monotonic() > deadline:
+                names = ", ".join(pod["metadata"]["name"] for pod in pods)
+                raise DeployError(
+                    f"{name} is deleted, but {names} did not end",
+                    cure=f"see whether the node is up: `kubectl --namespace {self._api.namespace} describe pods`",
+                )
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """See Deployer."""
+        self._api.close()
+
+    # ---------------------------------------------------------------------------------------------------- what is wanted
+
+    def _objects(self, record: Record, num_replicas: int | None = None) -> list[dict[str, Any]]:
+        if record.spec.parsed_config().deployment.mode == "serverless":
+            return serverless_objects(record, self.compute, num_replicas)
+        # What is rendered and not applied asks nothing, and is for a cluster of today.
+        on_calls = self._groups is None or any(group.startswith(_CUSTOM_METRICS) for group in self._groups)
+        return dedicated_objects(record, self.compute, num_replicas=num_replicas, scales_on_calls=on_calls)
+
+    def _routes(self, spec: DeploymentSpec) -> list[dict[str, Any]]:
+        """Return the route through the compute's Gateway, where it has one; a canary keeps its share."""
+        if spec.parsed_config().deployment.mode == "serverless":
+            return []
+        gateway = self._gateway()
+        if gateway is None:
+            return []
+        canary = self._api.find(DEPLOYMENT.path(self._api.namespace, f"{spec.name}-{CANARY}"))
+        percent = 0 if canary is None else int(canary["metadata"]["annotations"].get("modelkit/percent", 0))
+        return [route_object(spec, self.compute, gateway, self._host(spec.name), percent=percent)]
+
+    def _host(self, name: str) -> str:
+        return host_of(self.compute, name, self._api.namespace)
+
+    def _gateway(self) -> GatewayRef | None:
+        """Return the cluster's Gateway, None where the endpoint is no host of one. Raises UsageError where it has several."""
+        if not self.compute.endpoint or HTTP_ROUTE.api_version not in self._served():
+            return None
+        found = self._api.items(f"/apis/{GATEWAY.api_version}/{GATEWAY.plural}")
+        if len(found) > 1:
+            own = [each for each in found if each["metadata"]["namespace"] == self._api.namespace]
+            found = own if len(own) == 1 else found
+        if len(found) > 1:
+            names = ", ".join(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found)
+            raise UsageError(
+                f"compute {self.compute.name} has several Gateways: {names}",
+                cure=f"put the one to use into the namespace {self._api.namespace}, or the deployments into its",
+            )
+        if not found:
+            return None
+        return {"name": found[0]["metadata"]["name"], "namespace": found[0]["metadata"]["namespace"]}
+
+    def _require_flavor(self) -> None:
+        kind = flavor_kind(self.compute)
+        if kind.api_version not in self._served():
+            raise DeployError(
+                f"compute {self.compute.name} does not know {kind.name} ({kind.api_version}), which --flavor "
+                f"{self.compute.flavor} needs",
+                cure="install its controller in the cluster, or deploy with --mode dedicated",
+            )
+
+    def _require_secrets(self, spec: DeploymentSpec) -> None:
+        """Raise DeployError where a Secret is not there; of one that may not be looked at, the replica will say so."""
+        for reference in secret_refs(spec, spec.parsed_config()):
+            try:
+                found = self._api.has(SECRET.path(self._api.namespace, reference.secret))
+            except KubernetesError:
+                continue
+            if not found:
+                raise UsageError(
+                    f"the cluster has no Secret '{reference.secret}', which the model needs for {reference.variable}",
+                    cure=create_command(reference, self._api.namespace),
+                )
+
+    # ------------------------------------------------------------------------------------------------------ what is there
+
+    def _served(self) -> frozenset[str]:
+        if self._groups is None:
+            self._groups = self._api.served()
+        return self._groups
+
+    def _workloads(self, name: str | None) -> list[dict[str, Any]]:
+        """Return the objects that carry a record: of one deployment, or of all."""
+        selector = label_selector(name)
+        return [
+            {"kind": kind.name, "apiVersion": kind.api_version, **item}
+            for kind in _WORKLOADS
+            if kind.api_version in self._served()
+            for item in self._api.items(kind.path(self._api.namespace), labelSelector=selector)
+            if RECORD in (item["metadata"].get("annotations") or {})
+            and not item["metadata"].get("ownerReferences")
+        ]
+
+    def _workload(self, name: str) -> dict[str, Any]:
+        for workload in self._workloads(name):
+            if not _is_canary(workload):
+                return workload
+        raise UnknownDeploymentError(self.compute.name, name, [each.name for each in self.statuses()])
+
+    def _status(self, workloads: Sequence[Mapping[str, Any]]) -> Status:
+        workload = next((each for each in workloads if not _is_canary(each)), workloads[0])
+        canary = next((each for each in workloads if _is_canary(each) and each is not workload), None)
+        name = record_of(workload).spec.name
+        observed = self._observe(name)
+        if workload["kind"] == DEPLOYMENT.name:
+            status = deployment_status(workload, observed, canary)
+        else:
+            status = resource_status(workload, observed)
+        return replace(status, endpoint=self._endpoint(name))
+
+    def _endpoint(self, name: str) -> Endpoint | None:
+        try:
+            return find_endpoint(self._api, name)
+        except DeployError:
+            return None
+
+    def _observe(self, name: str) -> Observed:
+        pods = self._pods(name)
+        waiting = [pod for pod in pods if not _is_ready(pod) and not pod["metadata"].get("deletionTimestamp")]
+        warnings = self._warnings({pod["metadata"]["name"] for pod in waiting}) if waiting else {}
+        lines = {}
+        for pod in waiting[:_MAX_ASKED]:
+            said = (
+                logs.last_lines(self._api, pod, 1) if pod.get("status", {}).get("containerStatuses") else []
+            )
+            lines[pod["metadata"]["name"]] = said[-1] if said else ""
+        return Observed(pods=pods, warnings=warnings, last_lines=lines)
+
+    def _pods(self, name: str) -> list[dict[str, Any]]:
+        """Return a deployment's pods, without those of which only the entry is left."""
+        pods = self._api.items(POD.path(self._api.namespace), labelSelector=label_selector(name))
+        return [pod for pod in pods if not _has_ended(pod)]
+
+    def _warnings(self, names: set[str]) -> dict[str, str]:
+        """Return the last warning about each of these pods, as far as it may be read."""
+        path = f"/api/v1/namespaces/{self._api.namespace}/events"
+        try:
+            events = self._api.items(path, fieldSelector="type=Warning,involvedObject.kind=Pod")
+        except DeployError:
+            return {}
+        events.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        found: dict[str, str] = {}
+        for event in events:
+            about = event["involvedObject"]["name"]
+            # That it backs off says nothing beside the fault itself.
+            if (
+                about in names
+                and event.get("reason") not in {"BackOff", "Unhealthy"}
+                and event.get("message")
+            ):
+                message = str(event["message"])
+                if not (message.startswith("Error: ") and found.get(about)):
+                    found[about] = message
+        return found
+
+
+def scaled(record: Record, min_replicas: int, max_replicas: int) -> Record:
+    """Return the record with other bounds."""
+    deployment = {
+        **(record.spec.config.get("deployment") or {}),
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+    }
+    return Record(
+        replace(record.spec, config={**record.spec.config, "deployment": deployment}), record.history
+    )
+
+
+def _is_canary(item: Mapping[str, Any]) -> bool:
+    about = item["metadata"]
+    return bool(about["name"] == f"{about['labels']['app.kubernetes.io/instance']}-{CANARY}")
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def _has_ended(pod: Mapping[str, Any]) -> bool:
+    """Tell whether nothing of a pod runs any more that was told to end; its entry may stay for half a minute."""
+    containers = pod.get("status", {}).get("containerStatuses") or ()
+    runs = any("running" in (each.get("state") or {}) for each in containers)
+    return "deletionTimestamp" in pod["metadata"] and bool(containers) and not runs

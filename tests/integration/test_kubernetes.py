@@ -1,0 +1,388 @@
+"""Deployments on a real Kubernetes: calls through updates, what fails leaves the old version, nothing is left at the end."""
+
+import itertools
+import json
+import threading
+import time
+import urllib.request
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from modelkit import Client, ModelkitError
+from modelkit.computes.kubernetes_api import locate
+from modelkit.config import load_config
+from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
+from modelkit.deploy.kubernetes.cluster import scaled
+from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_back, roll_out, wait_until_ready
+from modelkit.deploy.source import Wishes, read_target
+from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
+from modelkit.progress import NO_PROGRESS
+
+# The cluster is on networks of this machine alone; see scripts/kubernetes/cluster.sh.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.enable_socket]
+
+DELIVERY = Delivery(progress=NO_PROGRESS)
+READY_S = 120.0
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def deployer(cluster):
+    with closing(open_deployer(cluster.compute())) as deployer:
+        yield deployer
+
+
+@pytest.fixture
+def name(cluster):
+    """The name of a deployment that is ended after the test, at once."""
+    name = f"worker-{next(_numbers)}"
+    yield name
+    remove(cluster, name)
+
+
+def remove(cluster, name):
+    selector = ("--selector", f"app.kubernetes.io/instance={name}")
+    cluster.kubectl("delete", "deployments,services,pdb,hpa", *selector, "--wait=false")
+    cluster.kubectl("delete", "pods", *selector, "--grace-period=0", "--force", "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def make_spec(worker_folder, worker_image):
+    """Make specifications that need no delivery: the image is on the node."""
+
+    def make(name, version="v1", *overrides, artifact=None, **fields):
+        described = (f"model.description={version}", *overrides)
+        config = load_config(worker_folder, overrides=described).model_dump(mode="json")
+        return DeploymentSpec(
+            name=name,
+            model_id="worker",
+            version=version,
+            digest=f"sha256:{version.encode().hex():0>64}",
+            config=config,
+            overrides=described,
+            artifact=artifact or worker_image,
+            **fields,
+        )
+
+    return make
+
+
+class _Here:
+    """A deployer that has delivered already."""
+
+    def __init__(self, deployer):
+        self._deployer = deployer
+
+    def __getattr__(self, name):
+        return getattr(self._deployer, name)
+
+    def deliver(self, spec, origin, delivery):
+        return spec.artifact
+
+
+def put(deployer, spec):
+    """Roll a version out as `modelkit serve` does."""
+    here = _Here(deployer)
+    return roll_out(here, make_plan(here, spec), Origin(), DELIVERY, lambda _: None, timeout_s=READY_S)
+
+
+def until(condition, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.2)
+    return found
+
+
+@contextmanager
+def client_of(cluster, name):
+    """A client of the service's own address, behind which any replica answers."""
+    host = cluster.get("service", name)["spec"]["clusterIP"]
+    with Client(f"{host}:50051") as client:
+        yield client
+
+
+class Load:
+    """Calls without a pause, from several threads, until the end of a block; what became of each is counted."""
+
+    def __init__(self, cluster, name, num_threads=4):
+        self._cluster, self._name = cluster, name
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(num_threads)]
+        self.num_ok = 0
+        self.lost = []
+        self._lock = threading.Lock()
+
+    def _call(self):
+        with client_of(self._cluster, self._name) as client:
+            while not self._stop.is_set():
+                try:
+                    assert client.predict(method="echo", text="a") == "a"
+                except ModelkitError as error:
+                    with self._lock:
+                        self.lost.append(error)
+                else:
+                    with self._lock:
+                        self.num_ok += 1
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_a_folder_is_built_uploaded_pulled_and_answers(cluster, cluster_registry, worker_folder, name):
+    compute = cluster.compute(registry=f"{cluster_registry.host}/team")
+    with closing(open_deployer(compute)) as deployer:
+        target = read_target(str(worker_folder), Wishes(name=name))
+        plan = make_plan(deployer, target.spec)
+        deployer.refuse(target.spec, target.origin)
+        seen = []
+        status = roll_out(deployer, plan, target.origin, DELIVERY, seen.append, timeout_s=READY_S)
+        assert (status.state, status.num_ready) == ("running", 1)
+        assert "@sha256:" in status.record.spec.artifact
+        assert {each.record.spec.version for each in seen} == {target.spec.version}
+        endpoint = locate(compute, name)
+        (route,) = endpoint.routes
+        with Client(route.targets[0]) as client:
+            assert client.predict(method="greet", name="Ada") == "Hello, Ada!"
+        with urllib.request.urlopen(f"{endpoint.http_url}/v1/methods", timeout=30) as answer:
+            assert "greet" in answer.read().decode()
+        # Once more the same: nothing is sent, nothing changes.
+        again = deployer.deliver(target.spec, target.origin, DELIVERY)
+        assert again == status.record.spec.artifact
+        deployer.delete(name)
+        assert name not in [each.name for each in deployer.statuses()]
+        kinds = "deployments,services,poddisruptionbudgets,horizontalpodautoscalers"
+        assert not cluster.get(kinds, "--selector", f"app.kubernetes.io/instance={name}")["items"]
+
+
+def test_an_update_and_the_way_back_lose_no_call(cluster, deployer, make_spec, name):
+    two = ("deployment.min_replicas=2",)
+    put(deployer, make_spec(name, "v1", *two))
+    with client_of(cluster, name) as client:
+        assert client.describe().description == "v1"
+    with Load(cluster, name) as load:
+        put(deployer, make_spec(name, "v2", *two))
+        with client_of(cluster, name) as client:
+            assert client.describe().description == "v2"
+        before = load.num_ok
+        status = roll_back(deployer, deployer.status(name).record, None, lambda _: None, timeout_s=READY_S)
+        assert status.record.spec.version == "v1"
+        until(lambda: all(replica.version == "v1" for replica in deployer.status(name).replicas))
+    assert load.lost == []
+    assert load.num_ok > before > 0
+    assert [spec.version for spec in deployer.status(name).record.history] == ["v2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"overrides": ("server.max_queue=many",)}, "must be a whole number"),  # its container ends as it starts
+        ({"artifact": "localhost:1/none:v2"}, "ImagePullBackOff"),
+    ],
+)
+def test_a_bad_version_leaves_the_old_one_serving(cluster, deployer, make_spec, name, change, reason):
+    put(deployer, make_spec(name))
+    (replica,) = deployer.status(name).replicas
+    with Load(cluster, name, num_threads=1) as load:
+        with pytest.raises(FailedRolloutError, match=reason) as failure:
+            put(deployer, replace(make_spec(name, "v2"), **change))
+        assert failure.value.serving == "v1"
+    assert load.lost == []
+    status = deployer.status(name)
+    assert (status.state, status.record.spec.version) == ("running", "v1")
+    assert [each.name for each in status.replicas if each.state == "ready"] == [replica.name]
+
+
+def test_what_no_node_has_is_said_in_the_cluster_s_words(deployer, make_spec, name):
+    spec = make_spec(name, "v1", "compute.num_accelerators=1")
+    deployer.apply(Record(spec))
+    status = until(lambda: (found := deployer.status(name)).reason and found)
+    assert status.state == "starting"
+    reason = until(lambda: next((each.reason for each in deployer.status(name).replicas), ""))
+    assert reason.startswith("Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu")
+
+
+def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deployer, make_spec, name):
+    put(deployer, make_spec(name, "v1", "deployment.min_replicas=2"))
+    victim = deployer.status(name).replicas[0].name
+    cluster.docker("kill", "--signal", "KILL", cluster.container_of(victim))
+    with client_of(cluster, name) as client:
+        # The service may name the dead one for a moment; a call that never reached it is repeated by the client.
+        until(lambda: _answers(client))
+    until(lambda: deployer.status(name).num_ready == 2)
+    replica = next(each for each in deployer.status(name).replicas if each.name == victim)
+    assert replica.num_restarts == 1
+
+
+def _answers(client):
+    try:
+        return client.predict(method="echo", text="a") == "a"
+    except ModelkitError:
+        return False
+
+
+def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, deployer, make_spec, name):
+    put(deployer, make_spec(name))
+    (first,) = deployer.status(name).replicas
+    deployer.scale(name, 3, 3)
+    status = wait_until_ready(deployer, name, lambda _: None, timeout_s=READY_S)
+    assert (status.num_ready, status.min_replicas, status.max_replicas) == (3, 3, 3)
+    assert first.name in {replica.name for replica in status.replicas}
+    assert cluster.get("poddisruptionbudget", name)["spec"]["maxUnavailable"] == 1
+    targets = locate(deployer.compute, name).routes[0].targets
+    assert len(targets) == 3
+    streams = []
+
+    def stream(target):
+        with Client(target) as client:
+            streams.append(list(client.generate(method="count", number=60, pause_s=0.1)))
+
+    threads = [threading.Thread(target=stream, args=(target,)) for target in targets]
+    for thread in threads:
+        thread.start()
+    deployer.scale(name, 1, 1)
+    until(lambda: any(replica.state == "draining" for replica in deployer.status(name).replicas))
+    for thread in threads:
+        thread.join()
+    assert streams == [[str(number) for number in range(60)]] * 3
+    until(lambda: len(deployer.status(name).replicas) == 1)
+    assert not cluster.get("poddisruptionbudgets", "--selector", f"app.kubernetes.io/instance={name}")["items"]
+
+
+def test_the_autoscaler_gets_its_bounds_and_keeps_the_replicas_that_run(cluster, deployer, make_spec, name):
+    put(deployer, make_spec(name, "v1", "deployment.min_replicas=2", "deployment.max_replicas=2"))
+    deployer.scale(name, 1, 4)
+    autoscaler = cluster.get("hpa", name)
+    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 4)
+    assert cluster.get("deployment", name)["spec"]["replicas"] == 2
+    record = deployer.status(name).record
+    deployer.apply(record)
+    assert cluster.get("deployment", name)["spec"]["replicas"] == 2
+    assert record == scaled(record, 1, 4)
+
+
+def test_logs_are_of_every_replica_and_follow_new_ones(deployer, make_spec, name):
+    put(deployer, make_spec(name))
+    lines = list(deployer.logs(name, num_lines=50))
+    assert {line.replica for line in lines} == {each.name for each in deployer.status(name).replicas}
+    assert any("serving worker" in line.text for line in lines)
+    followed = deployer.logs(name, num_lines=0, follow=True)
+    threading.Timer(1.0, deployer.scale, (name, 2, 2)).start()
+    line = next(line for line in followed if "serving worker" in line.text)
+    followed.close()
+    assert line.replica not in {each.replica for each in lines}
+    with pytest.raises(DeployError, match="has no replica 'other'"):
+        list(deployer.logs(name, replica="other"))
+
+
+def test_two_deployments_do_not_disturb_each_other(cluster, deployer, make_spec, name):
+    other = f"{name}-b"
+    put(deployer, make_spec(name, "v1"))
+    put(deployer, make_spec(other, "v7"))
+    try:
+        with client_of(cluster, name) as one, client_of(cluster, other) as two:
+            assert (one.describe().description, two.describe().description) == ("v1", "v7")
+            assert {name, other} <= {status.name for status in deployer.statuses()}
+            deployer.delete(other)
+            assert one.predict(method="greet", name="Ada") == "Hello, Ada!"
+    finally:
+        remove(cluster, other)
+    with pytest.raises(UnknownDeploymentError, match=other):
+        deployer.status(other)
+
+
+def test_secrets_come_from_the_cluster_by_name(cluster, deployer, make_spec, name):
+    secrets = "secrets=[{env_var: WORKER_TOKEN}]"
+    spec = make_spec(name, "v1", secrets, api_key_env="WORKER_KEY")
+    with pytest.raises(UsageError, match="no Secret 'worker-token'") as missing:
+        deployer.apply(Record(spec))
+    assert "kubectl --namespace default create secret generic worker-token" in missing.value.cure
+    cluster.kubectl("create", "secret", "generic", "worker-token", "--from-literal=WORKER_TOKEN=s3cret")
+    cluster.kubectl("create", "secret", "generic", "worker-key", "--from-literal=WORKER_KEY=opensesame")
+    try:
+        put(deployer, spec)
+        target = locate(deployer.compute, name).routes[0].targets[0]
+        with Client(target, api_key="opensesame", allow_plaintext_api_key=True) as client:
+            assert client.predict(method="variable", name="WORKER_TOKEN") == "s3cret"
+        with Client(target) as client, pytest.raises(ModelkitError, match="API key"):
+            client.predict(method="variable", name="WORKER_TOKEN")
+        everything = cluster.get("deployments,services,pods", "--selector", f"app.kubernetes.io/instance={name}")
+        assert "s3cret" not in json.dumps(everything)
+    finally:
+        cluster.kubectl("delete", "secret", "worker-token", "worker-key")
+
+
+def test_rendered_manifests_are_what_kubectl_takes(cluster, deployer, make_spec, name):
+    text = deployer.render(Record(make_spec(name, "v1", "deployment.min_replicas=2")))
+    kinds = [item["kind"] for item in yaml.safe_load_all(text)]
+    assert kinds == ["Service", "Service", "Deployment", "PodDisruptionBudget"]
+    # The cluster is older than policy/v1, which every supported one has.
+    cluster.kubectl("apply", "--filename", "-", text=text.replace("policy/v1\n", "policy/v1beta1\n"))
+    status = wait_until_ready(deployer, name, lambda _: None, timeout_s=READY_S)
+    assert status.num_ready == 2
+    # What kubectl has made is a deployment as any other.
+    put(deployer, make_spec(name, "v2"))
+    assert deployer.status(name).record.spec.version == "v2"
+
+
+def test_a_node_port_is_where_callers_outside_go(cluster, deployer, make_spec, name):
+    put(deployer, make_spec(name))
+    cluster.kubectl("patch", "service", name, "--patch", '{"spec": {"type": "NodePort"}}')
+    put(deployer, make_spec(name, "v2"))  # which does not take that back
+    endpoint = locate(deployer.compute, name)
+    assert endpoint.routes[0].targets[0].startswith("172.31.240.2:3")
+    with Client(endpoint.routes[0].targets[0]) as client:
+        assert client.describe().description == "v2"
+
+
+def test_check_tells_what_the_cluster_is(cluster, deployer):
+    report = deployer.check()
+    assert report.problems == ()
+    assert report.versions[0][0] == "Kubernetes"
+    assert (report.num_nodes, report.gpus) == (1, ())
+    assert 0 < report.cpu_free <= report.cpu_total
+    with closing(open_deployer(cluster.compute(flavor="keda"))) as other:
+        assert "does not know HTTPScaledObject" in other.check().problems[0][0]
+
+
+def test_a_canary_needs_a_gateway(deployer, make_spec, name):
+    put(deployer, make_spec(name))
+    with pytest.raises(UsageError, match="shares calls out") as refused:
+        deployer.set_canary(name, make_spec(name, "v2"), 10)
+    assert "Gateway" in refused.value.cure
+
+
+def test_serverless_needs_a_flavor_that_the_cluster_has(cluster, deployer, make_spec, name):
+    spec = make_spec(name, "v1", "deployment.mode=serverless", "deployment.min_replicas=0")
+    with pytest.raises(UsageError, match="keda, knative, kuberay"):
+        deployer.refuse(spec, Origin(reference="registry.example.com/worker@sha256:" + "0" * 64))
+    with (
+        closing(open_deployer(cluster.compute(flavor="keda"))) as other,
+        pytest.raises(DeployError, match="HTTPScaledObject"),
+    ):
+        other.apply(Record(spec))
+
+
+def test_rights_that_are_missing_are_named(cluster):
+    cluster.kubectl("create", "serviceaccount", "guest")
+    secret = cluster.get("serviceaccount", "guest")["secrets"][0]["name"]
+    token = cluster.kubectl("get", "secret", secret, "--output", "jsonpath={.data.token}")
+    import base64
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUEST_TOKEN", base64.b64decode(token).decode())
+        with closing(open_deployer(cluster.compute(token_env="GUEST_TOKEN"))) as guest:
+            problems = [problem for problem, _ in guest.check().problems]
+            assert "you may not get, list, create, patch, delete deployments in namespace default" in problems
+            with pytest.raises(DeployError, match="forbidden"):
+                guest.statuses()

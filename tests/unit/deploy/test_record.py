@@ -1,0 +1,75 @@
+"""The record of a deployment: what runs, and what ran before, the same after a trip through JSON."""
+
+import pytest
+
+from modelkit.config import Config
+from modelkit.deploy import DeploymentSpec, Record
+from modelkit.deploy.record import MAX_HISTORY
+
+
+def spec(number, **fields):
+    config = {"model": {"id": "chat"}, "deployment": {"min_replicas": number}}
+    return DeploymentSpec(
+        **{
+            "name": "chat",
+            "model_id": "chat",
+            "version": f"v{number}",
+            "digest": f"sha256:{number:064d}",
+            "config": config,
+            "overrides": ("server.max_queue=3",),
+            "artifact": f"registry/chat@{number}",
+            **fields,
+        }
+    )
+
+
+def test_it_comes_back_from_json_as_it_was():
+    record = Record(spec(2), (spec(1, environment="prod", api_key_env="KEY"),))
+    assert Record.from_json(record.to_json()) == record
+    assert "\n" not in record.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"spec": {}, "history": []}', "[1]"])
+def test_anything_else_is_no_record(text):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Record.from_json(text)
+
+
+def test_what_runs_becomes_history():
+    record = Record(spec(1)).followed_by(spec(2)).followed_by(spec(3))
+    assert [each.version for each in (record.spec, *record.history)] == ["v3", "v2", "v1"]
+
+
+def test_a_version_is_in_it_once():
+    record = Record(spec(1)).followed_by(spec(2)).followed_by(spec(1))
+    assert [each.version for each in (record.spec, *record.history)] == ["v1", "v2"]
+
+
+def test_the_same_specification_changes_nothing():
+    record = Record(spec(1), (spec(2),))
+    assert record.followed_by(spec(1)) is record
+
+
+def test_it_does_not_grow_for_ever():
+    record = Record(spec(0))
+    for number in range(1, 30):
+        record = record.followed_by(spec(number))
+    assert len(record.history) == MAX_HISTORY
+    assert record.history[0].version == "v28"
+
+
+def test_earlier_ones_are_found_by_version_and_digest():
+    record = Record(spec(3), (spec(2), spec(1)))
+    assert record.find("v1") == spec(1)
+    assert record.find(f"sha256:{2:064d}") == spec(2)
+    assert record.find(f"{2:064d}") == spec(2)
+    assert record.find("v3") is None
+    assert record.find("v9") is None
+
+
+def test_its_config_is_a_config_again():
+    config = Config.model_validate(
+        {"model": {"id": "chat"}, "compute": {"cpu_limit": "500m", "cpu_memory": "16Gi"}}
+    )
+    parsed = spec(1, config=config.model_dump(mode="json")).parsed_config()
+    assert parsed == config
