@@ -464,6 +464,8 @@ def test_a_machine_without_gpus_says_so(host, name):
         deployer.apply(Record(replace(spec, config=config)))
     assert "nvidia-container-toolkit" in caught.value.cure
     assert host.containers(name) == []
+    looking = host.docker("ps", "--all", "--quiet", "--filter", f"ancestor={spec.artifact}")
+    assert looking == ""
 
 
 def test_check_says_what_the_host_is(host):

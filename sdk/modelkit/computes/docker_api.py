@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,9 +111,18 @@ def docker_host(compute: Compute, *, timeout_s: float | None = _TIMEOUT_S) -> It
             base_url = stack.enter_context(ssh_tunnel(compute.address))
         tls, environment = _tls(compute, base_url)
         with _translated(compute, "connect"):
+            _knock(base_url)
             client = _connect(base_url, tls, timeout_s)
         stack.callback(client.close)
         yield DockerHost(compute, client, {"DOCKER_HOST": base_url, "DOCKER_CONTEXT": "", **environment})
+
+
+def _knock(base_url: str) -> None:
+    """Raise OSError where nobody listens on a Unix socket: the SDK would leave a socket of its own open."""
+    parts = urlsplit(base_url)
+    if parts.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(parts.netloc + parts.path)
 
 
 def _connect(base_url: str, tls: Any, timeout_s: float | None) -> Any:
