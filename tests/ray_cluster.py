@@ -105,6 +105,7 @@ class RayCluster:
             "RAY_health_check_failure_threshold": "5",
             # Two cores that others use too.
             "RAY_raylet_start_wait_time_s": "120",
+            "RAY_agent_register_timeout_ms": "120000",
             "MODELKIT_CACHE_DIR": str(folder / "cache"),
             **(extra_environment or {}),
         }
