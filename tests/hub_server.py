@@ -92,6 +92,10 @@ class Faults:
         default_factory=dict
     )  # path -> (answers, what then)
     has_ranges: bool = True
+    ranges_left: int | None = (
+        None  # so many answers are the ranges that were asked for, then all are whole files
+    )
+    limited: int = 0  # so many answers of the hub's API are 429
     expires_after: int | None = (
         None  # so many answers of the CDN, the signature in its addresses changes, once
     )
@@ -152,6 +156,13 @@ class HubServer:
             left = getattr(self.faults, name)
             setattr(self.faults, name, max(left - 1, 0))
             return left > 0
+
+    def may_send_range(self) -> bool:
+        with self._mutex:
+            if self.faults.ranges_left is None:
+                return self.faults.has_ranges
+            self.faults.ranges_left -= 1
+            return self.faults.ranges_left >= 0
 
     def is_signed(self, address: str) -> bool:
         with self._mutex:
@@ -260,6 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.take("busy"):
             self._refuse(503, "", "busy", {"Retry-After": "0"})
             return
+        if self.hub.take("limited"):
+            self._refuse(429, "", "too many requests", {"Retry-After": "0"})
+            return
         repo = self._repo(match["name"])
         if repo is None:
             return
@@ -365,7 +379,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(503, "", "busy", {"Retry-After": "0"})
             return
         start, stop, status = 0, content.size_bytes, 200
-        match = _RANGE.fullmatch(self.headers.get("Range", "")) if self.hub.faults.has_ranges else None
+        match = _RANGE.fullmatch(self.headers.get("Range", ""))
+        match = match if match and self.hub.may_send_range() else None
         if match:
             start, stop = int(match[1]), min(int(match[2] or stop - 1) + 1, stop)
             status = 206

@@ -1,23 +1,30 @@
 """Deployments on a real Docker daemon: rolled out under load, taken back, scaled, killed, stopped."""
 
 import contextlib
+import getpass
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
 from fixtures_docker import PYTHON_VERSION
 from modelkit import Client
+from modelkit.cli.app import main
 from modelkit.computes import Compute, add_compute
+from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
 from modelkit.errors import CallError, DeployError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
+from modelkit.versions.names import open_version, version_reference
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -241,7 +248,9 @@ def test_a_bad_version_leaves_the_old_one_and_says_why(host, name):
             said = deployer.logs(name, replica=next(r.name for r in failed.replicas if r.state == "failed"))
             assert any("the-very-reason" in line.text for line in said)
             deployer.apply(good.record)
-            back = until(deployer, name, lambda status: status.state == "running")
+            back = until(
+                deployer, name, lambda status: status.state == "running" and len(status.replicas) == 2
+            )
         assert load.failures == []
         assert set(load.versions) == {"v1"}
         assert {each.version for each in back.replicas} == {"v1"}
@@ -463,3 +472,223 @@ def test_check_says_what_the_host_is(host):
     assert report.problems == ()
     assert report.cpu_total == os.cpu_count()
     assert dict(report.versions)["Docker"]
+
+
+# ------------------------------------------------------------------------------------------- where the image comes from
+
+
+def version_spec(name, reference):
+    """The specification of an uploaded version, and where its content is."""
+    with open_version(version_reference(reference)) as version:
+        spec = DeploymentSpec(
+            name=name,
+            model_id=version.model_id,
+            version="v1",
+            digest=version.index.digest,
+            config={**version.config, "deployment": {"min_replicas": 1, "max_replicas": 1}},
+        )
+        return spec, Origin(reference=str(version_reference(reference).at(digest=version.index.digest)))
+
+
+def serves_from(host, name, reference, *, artifact):
+    spec, origin = version_spec(name, reference)
+    lines = []
+    with host.deployer() as deployer:
+        delivered = deployer.deliver(spec, origin, Delivery(progress=NO_PROGRESS, on_line=lines.append))
+        assert artifact in delivered
+        host.put(deployer, spec.delivered(delivered))
+        with Client(f"modelkit://box/{name}") as client:
+            assert client.methods.version() == "uploaded"
+        deployer.delete(name)
+    return delivered
+
+
+@pytest.fixture(scope="module")
+def uploaded(host, registry, tmp_path_factory):
+    """The same version in a layout, in a registry, and in a layout without its image."""
+    folder = host.write("uploaded")
+    place = tmp_path_factory.mktemp("versions")
+    references = {
+        "layout": f"oci:{place}/chat",
+        "registry": f"{registry.host}/docker-compute/chat",
+        "no image": f"oci:{place}/bare",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELKIT_CACHE_DIR", str(place / "cache"))
+        for what, reference in references.items():
+            options = ["--no-image"] if what == "no image" else ["--builder", "docker"]
+            assert main(["upload", str(folder), "--to", reference, *options]) == 0
+        host.docker.tags.add("worker:dev")
+        yield references
+
+
+def test_a_version_in_a_layout_is_sent_to_the_host(host, name, uploaded):
+    image = serves_from(host, name, uploaded["layout"], artifact="sha256:")
+    # It is the image that was built here, which the daemon had all the time; without it, it is sent.
+    host.docker("image", "rm", "--force", "worker:dev", check=False)
+    host.docker("image", "rm", "--force", image, check=False)
+    again = serves_from(host, name, uploaded["layout"], artifact="sha256:")
+    assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
+    host.docker("image", "rm", "--force", again, check=False)
+
+
+def test_a_version_in_a_registry_is_pulled_by_its_digest(host, name, uploaded):
+    artifact = serves_from(host, name, uploaded["registry"], artifact="/docker-compute/chat@sha256:")
+    host.docker("image", "rm", "--force", artifact, check=False)
+
+
+def test_a_version_without_an_image_is_built_on_the_host(host, name, uploaded):
+    serves_from(host, name, uploaded["no image"], artifact="sha256:")
+
+
+def test_weights_of_a_folder_are_in_the_image(host, name):
+    folder = host.write("weighty", config="checkpoints: {type: local, path: checkpoint}\n")
+    (folder / "checkpoint").mkdir(exist_ok=True)
+    (folder / "checkpoint/weights.txt").write_text("seven")
+    spec = host.spec(
+        name,
+        "weighty",
+        load="self.found = (self.checkpoint_dir / 'weights.txt').read_text(); print(self.found, flush=True)",
+        config="checkpoints: {type: local, path: checkpoint}\n",
+    )
+    with host.deployer() as deployer:
+        assert host.put(deployer, spec).state == "running"
+        assert "seven" in [line.text for line in deployer.logs(name)]
+
+
+def test_a_lost_image_says_so(host, name):
+    spec = host.spec(name, "v1")
+    with host.deployer() as deployer, pytest.raises(DeployError, match="has lost the image"):
+        deployer.apply(Record(spec.delivered(f"sha256:{'0' * 64}")))
+
+
+# -------------------------------------------------------------------------------------------------------- over ssh
+
+
+@pytest.fixture
+def sshd(tmp_path, monkeypatch):
+    """A real sshd on loopback with keys of its own, and an `ssh` that knows no other configuration than the test's."""
+    if not Path("/usr/sbin/sshd").exists():
+        pytest.skip("sshd is not installed (apt-get install openssh-server)")
+    for key in ("host", "user", "stranger"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key], check=True)
+    (tmp_path / "authorized").write_text((tmp_path / "user.pub").read_text())
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    (tmp_path / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/authorized\n"
+        "StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        "PermitRootLogin yes\n"
+    )
+    kind, key = (tmp_path / "host.pub").read_text().split()[:2]
+    (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
+    (tmp_path / "ssh_config").write_text(
+        f"Host *\n  IdentityFile {tmp_path}/user\n  IdentitiesOnly yes\n  UserKnownHostsFile {tmp_path}/known_hosts\n"
+        "  StrictHostKeyChecking yes\n"
+    )
+    (tmp_path / "bin").mkdir()
+    wrapper = tmp_path / "bin/ssh"
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path}/ssh_config "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    server = subprocess.Popen(
+        ["/usr/sbin/sshd", "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: is_open(port))
+        yield tmp_path, f"ssh://{getpass.getuser()}@127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_host_is_reached_over_ssh(host, name, sshd):
+    _, address = sshd
+    compute = Compute(name="far", kind="docker", address=address)
+    add_compute(compute, replace=True)
+    spec = host.spec(name, "v1")
+    with host.deployer(compute) as deployer:
+        assert deployer.check().problems == ()
+        folder = Origin(folder=host.folder / "v1")
+        assert deployer.deliver(spec, folder, Delivery(progress=NO_PROGRESS)) == spec.artifact
+        assert host.put(deployer, spec).state == "running"
+        with Client(f"modelkit://far/{name}") as client:
+            assert client.methods.version() == "v1"
+        assert "version v1 loads" in [line.text for line in deployer.logs(name)]
+        lines = deployer.logs(name, follow=True)
+        next(lines)
+        lines.close()
+        deployer.delete(name)
+    assert host.containers(name) == []
+
+
+def test_what_ssh_refuses_is_told_with_its_cure(host, sshd):
+    folder, address = sshd
+
+    def problem():
+        with host.deployer(Compute(name="far", kind="docker", address=address)) as deployer:
+            ((message, cure),) = deployer.check().problems
+        return f"{message}; {cure}"
+
+    known = (folder / "known_hosts").read_text()
+    (folder / "known_hosts").write_text("")
+    assert "its host key is not known here" in problem()
+    (folder / "known_hosts").write_text(known)
+    (folder / "authorized").write_text((folder / "stranger.pub").read_text())
+    assert "does not let this user in" in problem()
+    (folder / "authorized").write_text((folder / "user.pub").read_text())
+    address += "/no/such/docker.sock"
+    assert "Docker" in problem()
+    address = "ssh://127.0.0.1:1"
+    assert "no ssh server answers there" in problem()
+
+
+TUNNEL = """
+import sys, time
+from modelkit.computes.ssh_tunnel import ssh_tunnel
+with ssh_tunnel(sys.argv[1]) as address:
+    print(address, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_kill_9_leaves_no_tunnel(sshd):
+    _, address = sshd
+    process = subprocess.Popen([sys.executable, "-c", TUNNEL, address], stdout=subprocess.PIPE, text=True)
+    tunnel = Path(process.stdout.readline().strip().removeprefix("unix://"))
+    assert tunnel.is_socket()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+    def is_carried():
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(tunnel)) == 0
+
+    wait_for(lambda: not is_carried())
+    with ssh_tunnel(address):
+        assert not tunnel.exists()  # swept by the next one
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("unix:///no/such.sock", "no Docker daemon answers there"),
+        ("tcp://127.0.0.1:1", "no Docker daemon answers there"),
+        ("ftp://box", "is not the address of a Docker host"),
+        ("ssh://ada:secret@box", "is not the address of a Docker host"),
+    ],
+)
+def test_a_host_that_cannot_be_reached_says_why(host, address, what):
+    with host.deployer(Compute(name="off", kind="docker", address=address)) as deployer:
+        ((message, cure),) = deployer.check().problems
+    assert what in message
+    assert cure

@@ -12,6 +12,7 @@ the folder's record, one that serves a version that version's folder, so that no
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -75,6 +76,18 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_dir()
+
+    def check(self) -> None:
+        """Raise LoadError where the cache's folder is something else: an empty cache is none that cannot be read."""
+        try:
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            next(self.root.glob("*"), None)
+        except OSError as error:
+            raise LoadError(
+                f"the cache {self.root} cannot be read: {error.strerror}",
+                cure="let MODELKIT_CACHE_DIR name a folder, or unset it",
+            ) from error
 
     # ------------------------------------------------------------------------------------------------------- contents
 
@@ -336,8 +349,6 @@ def sync_folder(folder: Path) -> None:
 
 def disk_error(error: OSError, path: Path) -> LoadError:
     """Return what it means that the cache cannot be written."""
-    import errno
-
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return LoadError(
             f"the disk is full: {path} could not be written",

@@ -23,7 +23,7 @@ from modelkit.checkpoints.base import (
     SourceFile,
 )
 from modelkit.checkpoints.cache import Cache, disk_error, hash_file, sync_file, version_key
-from modelkit.checkpoints.partial import Claim, Partial
+from modelkit.checkpoints.partial import Claim, Partial, RestartedError
 from modelkit.errors import LoadError, ModelkitError
 from modelkit.progress import NO_PROGRESS, TransferProgress, size_text
 
@@ -124,7 +124,7 @@ class _Transfer:
         self._on_note = on_note
         self._claim = Claim(cache.partial(f"{key}.lock"))
         self._partial = Partial(cache.partial(key), file.size_bytes)
-        self._num_spoilt = self._attempt = 0
+        self._num_spoilt = 0
         self.is_done = False
         self._beginning = threading.Lock()
         self._noted_at = -_NOTE_INTERVAL_S
@@ -179,28 +179,32 @@ class _Transfer:
         if not missing:
             self._partial.advance_hash()
             return [self._finish] if self._partial.completes() else []
-        return [partial(self._fetch_part, index, self._attempt) for index in missing]
+        span, layout = self._partial.span, self._partial.layout
+        return [partial(self._fetch_part, index, layout, *span(index)) for index in missing]
 
-    def _fetch_part(self, index: int, attempt: int) -> Iterable[_Task]:
-        if attempt != self._attempt:  # meanwhile the file was begun anew
+    def _fetch_part(self, index: int, layout: int, start: int, stop: int) -> Iterable[_Task]:
+        try:
+            return self._complete_part(index, layout, start, stop)
+        except RestartedError:
             return ()
-        start, stop = self._partial.span(index)
+
+    def _complete_part(self, index: int, layout: int, start: int, stop: int) -> Iterable[_Task]:
         num_failures = 0
-        while (had := self._partial.counts[index]) < stop - start:
+        while (had := self._partial.count(index, layout)) < stop - start:
             try:
-                self._receive(index, start + had, stop)
+                self._receive(index, layout, start + had, stop)
             except BrokenTransferError as error:
-                has_progressed = self._partial.counts[index] > had
+                has_progressed = self._partial.count(index, layout) > had
                 num_failures = 1 if has_progressed else num_failures + 1
                 if num_failures > MAX_FAILURES:
                     raise
                 self._wait(error, num_failures)
             except NoRangesError:
-                return self._begin_whole(attempt)
+                return self._begin_whole(layout)
         self._partial.advance_hash()
         return [self._finish] if self._partial.completes() else []
 
-    def _receive(self, index: int, start: int, stop: int) -> None:
+    def _receive(self, index: int, layout: int, start: int, stop: int) -> None:
         """Write one answer of the source."""
         position = start
         with self._source.open(self.file, start, stop) as blocks:
@@ -210,23 +214,21 @@ class _Transfer:
                 position += len(block)
                 if position > stop:
                     raise ChangedFileError(self.file.path, self._source.where)
-                self._partial.write(index, block)
+                self._partial.write(index, block, layout)
                 self._report(len(block))
                 self._partial.advance_hash()
         if position < stop:
             raise BrokenTransferError(f"{self._source.where} sent a part of {self.file.path} only")
 
-    def _begin_whole(self, attempt: int) -> Iterable[_Task]:
+    def _begin_whole(self, layout: int) -> Iterable[_Task]:
         """Begin anew, in one piece; of the parts that find out that they cannot be had, the first one does it."""
         with self._beginning:
-            if attempt != self._attempt:
+            if layout != self._partial.layout:
                 return ()
             return self._restart(whole=True)
 
     def _restart(self, *, whole: bool = False) -> Iterable[_Task]:
-        self._attempt += 1
-        self._report(-self._partial.done_bytes)
-        self._partial.restart(whole=whole)
+        self._report(-self._partial.restart(whole=whole))
         return self._parts()
 
     def _finish(self) -> Iterable[_Task]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from modelkit.checkpoints.base import CheckpointSource, Listing, SourceFile, checked_path, token_of
+from modelkit.checkpoints.once import once
 from modelkit.checkpoints.ranges import HttpRanges
 from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError
@@ -34,11 +34,11 @@ class HttpSource(CheckpointSource):
         self.where = str(urlsplit(config.files[0].url).hostname)
         self._token_env = config.token_env
 
-    @cached_property
+    @once
     def _ranges(self) -> HttpRanges:
         return HttpRanges(self.where, self._explain)
 
-    @cached_property
+    @once
     def _headers(self) -> dict[str, str]:
         token = token_of(self._token_env)
         return {} if token is None else {"Authorization": f"Bearer {token}"}

@@ -8,7 +8,6 @@ storage and hf_xet is installed, that library fetches it: it transfers only chun
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from modelkit.checkpoints.base import (
     checked_path,
     token_of,
 )
+from modelkit.checkpoints.once import once
 from modelkit.checkpoints.ranges import HttpRanges
 from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError, UsageError
@@ -50,15 +50,15 @@ class HuggingFaceSource(CheckpointSource):
         self.revision = revision or config.revision or "main"
         self._token_env = config.token_env
 
-    @cached_property
+    @once
     def _token(self) -> str | None:
         return token_of(self._token_env)
 
-    @cached_property
+    @once
     def _ranges(self) -> HttpRanges:
         return HttpRanges(self.repo_id, self._explain)
 
-    @cached_property
+    @once
     def _headers(self) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
 
@@ -169,6 +169,13 @@ class HuggingFaceSource(CheckpointSource):
         from huggingface_hub import errors
 
         status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 429:  # noqa: PLR2004
+            after = error.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
+            return BrokenTransferError(
+                f"cannot fetch {self.repo_id}: {_endpoint()} answers 429, too many requests",
+                cure=f"wait a while; the Hub's limit is higher for those who log in: {self._login()}",
+                retry_after_s=float(after) if after.isdigit() else None,
+            )
         is_busy = status is not None and status >= 500  # noqa: PLR2004
         if is_busy or _is_network_error(error):
             return BrokenTransferError(

@@ -6,7 +6,6 @@ A file of several layers is read as one.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from modelkit.checkpoints.base import (
     SourceFile,
     checked_path,
 )
+from modelkit.checkpoints.once import once
 from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError, RegistryError, UsageError
 
@@ -74,10 +74,12 @@ class OciSource(CheckpointSource):
         """Return the blob of a layout on this machine, where the file is one."""
         from modelkit.registry.layout import Layout
 
-        layers = self._layers[file.path]
-        if len(layers) > 1 or not isinstance(self._store, Layout):
+        with _translating(self.where):
+            layers = self._layers[file.path]
+            store = self._store
+        if len(layers) > 1 or not isinstance(store, Layout):
             return None
-        blob = self._store.blob_path(layers[0].descriptor.digest)
+        blob = store.blob_path(layers[0].descriptor.digest)
         return blob if blob.is_file() and blob.stat().st_size == file.size_bytes else None
 
     def close(self) -> None:
@@ -85,7 +87,7 @@ class OciSource(CheckpointSource):
         if "_store" in self.__dict__:
             self._store.close()
 
-    @cached_property
+    @once
     def _reference(self) -> "Reference | LayoutReference":
         from modelkit.registry import parse_reference
 
@@ -97,13 +99,13 @@ class OciSource(CheckpointSource):
         except UsageError as error:
             raise LoadError(f"checkpoints.repo_id: {error.message}", cure=error.cure) from error
 
-    @cached_property
+    @once
     def _store(self) -> "Store":
         from modelkit.registry import open_store
 
         return open_store(self._reference)
 
-    @cached_property
+    @once
     def _manifest(self) -> "Manifest":
         """The manifest of the weights; of those of a version, which is an index, the model's own."""
         named = self._revision or self._reference.digest or self._reference.tag or _LATEST
@@ -125,7 +127,7 @@ class OciSource(CheckpointSource):
             )
         return weights.get("default") or min(weights.items())[1]
 
-    @cached_property
+    @once
     def _layers(self) -> "dict[str, list[WeightLayer]]":
         from modelkit.registry.modelpack import check_complete, read_weights
 

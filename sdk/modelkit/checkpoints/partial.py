@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modelkit.checkpoints.base import BLOCK_BYTES
 
-__all__ = ["Claim", "Partial"]
+__all__ = ["Claim", "Partial", "RestartedError"]
 
 PART_BYTES = 32 * 1024**2
 
@@ -55,6 +55,10 @@ class Claim:
                 os.close(descriptor)
 
 
+class RestartedError(Exception):
+    """Another thread has begun the file anew: the parts of before are no more."""
+
+
 class Partial:
     """The file under way at `path`, of a known size. Its methods may be called from several threads."""
 
@@ -65,9 +69,12 @@ class Partial:
         self._mutex = threading.Lock()
         self._hashing = threading.Lock()
         self._data = self._journal = -1
+        # Which of the layouts that a file has had the numbers of parts belong to.
+        self.layout = 0
         self._lay_out(PART_BYTES)
 
     def _lay_out(self, part_bytes: int) -> None:
+        self.layout += 1
         self.part_bytes = part_bytes
         self.counts = [0] * -(-self.size_bytes // part_bytes)
         self._digest = hashlib.sha256()
@@ -105,14 +112,16 @@ class Partial:
                     os.close(descriptor)
             self._data = self._journal = -1
 
-    def restart(self, *, whole: bool = False) -> None:
-        """Begin anew with nothing; with `whole` in one part, for servers that send nothing else."""
-        with self._mutex:
+    def restart(self, *, whole: bool = False) -> int:
+        """Begin anew with nothing; with `whole` in one part, for servers that send nothing else. Return what is lost."""
+        with self._hashing, self._mutex:
+            lost_bytes = self.done_bytes
             self._lay_out(max(self.size_bytes, 1) if whole else PART_BYTES)
             os.ftruncate(self._data, 0)
             os.ftruncate(self._journal, 0)
             header = _NUMBER.pack(self.part_bytes) + _NUMBER.pack(self.size_bytes)
             os.pwrite(self._journal, header + bytes(_NUMBER.size * len(self.counts)), 0)
+        return lost_bytes
 
     def discard(self) -> None:
         """Delete the file and its journal."""
@@ -141,10 +150,22 @@ class Partial:
         start, stop = self.span(index)
         return self.counts[index] < stop - start
 
-    def write(self, index: int, block: bytes) -> None:
-        """Add to a part. Raises ValueError where the transfer has been closed, or the part would overflow."""
-        start, stop = self.span(index)
+    def count(self, index: int, layout: int) -> int:
+        """Return how much of a part has arrived. Raises RestartedError."""
         with self._mutex:
+            if layout != self.layout:
+                raise RestartedError
+            return self.counts[index]
+
+    def write(self, index: int, block: bytes, layout: int | None = None) -> None:
+        """Add to a part of a layout, the present one by default.
+
+        Raises RestartedError, and ValueError where the transfer has been closed, or the part would overflow.
+        """
+        with self._mutex:
+            if layout not in {None, self.layout}:
+                raise RestartedError
+            start, stop = self.span(index)
             at = start + self.counts[index]
             if self._data < 0:
                 raise ValueError("the transfer has ended")
@@ -164,7 +185,7 @@ class Partial:
         """
         while self._hashable() and self._hashing.acquire(blocking=False):
             try:
-                self._hash_to(self._front())
+                self._hash_to(self._front())  # nobody begins the file anew meanwhile
             finally:
                 self._hashing.release()
 
@@ -176,8 +197,10 @@ class Partial:
         return is_first
 
     def _hashable(self) -> bool:
-        front = self._front()
-        return front > self._hashed and (front == self.size_bytes or front - self._hashed >= _HASH_STEP_BYTES)
+        with self._mutex:
+            front = self._front()
+            is_far = front == self.size_bytes or front - self._hashed >= _HASH_STEP_BYTES
+            return front > self._hashed and is_far
 
     def _front(self) -> int:
         """Return how much has arrived without a gap, from the beginning."""

@@ -46,6 +46,7 @@ __all__ = [
 _TRUE = frozenset({"1", "ON", "TRUE", "YES"})  # as huggingface_hub reads its own variables
 _SHORT_COMMIT = 12
 _LIST_WAITS_S = (0.5, 1.5)
+_LONGEST_LIST_WAIT_S = 30.0
 
 _AnyFile = TypeVar("_AnyFile", SourceFile, LockedFile)
 
@@ -101,8 +102,26 @@ def prepare(config: Config, model_dir: Path, terms: Terms | None = None) -> dict
             resolved[name] = _resolve_unpinned(checkpoint, model_dir, terms)
             folders[name] = _use_pinned(checkpoint, model_dir, resolved[name], terms)
     if resolved:
-        _write_lock(Lock.of(config, pins | resolved), resolved, model_dir, terms)
+        locked = _with_local(pins | resolved, wanted, model_dir, terms)
+        _write_lock(Lock.of(config, locked), resolved, model_dir, terms)
     return folders
+
+
+def _with_local(
+    pins: Mapping[str, LockedCheckpoint],
+    wanted: Mapping[str, CheckpointSourceConfig],
+    model_dir: Path,
+    terms: Terms,
+) -> dict[str, LockedCheckpoint]:
+    """Add the folders of this machine to a lock that is about to be written, for a lock without them says too little."""
+    if not terms.writes_lock:
+        return dict(pins)
+    local = {
+        name: _hash_local(checkpoint, model_dir, terms)
+        for name, checkpoint in wanted.items()
+        if checkpoint.type == "local" and name not in pins
+    }
+    return {**pins, **local}
 
 
 def find_checkpoint(config: Config, model_dir: Path, name: str = DEFAULT_NAME) -> Path | None:
@@ -238,11 +257,16 @@ def _list(
     source: CheckpointSource, config: CheckpointSourceConfig, terms: Terms
 ) -> tuple[Listing, tuple[SourceFile, ...]]:
     """Return what there is, and what of it is wanted. A server that stumbles is asked again."""
-    for wait_s in _LIST_WAITS_S:
+    for usual_wait_s in _LIST_WAITS_S:
+        wait_s = usual_wait_s
         try:
             listing = source.list_files()
             break
         except BrokenTransferError as error:
+            if error.retry_after_s is not None:
+                wait_s = error.retry_after_s
+            if wait_s > _LONGEST_LIST_WAIT_S:
+                raise  # the person decides
             terms.on_note(f"{error.message}; trying again in {wait_s:g} s")
             time.sleep(wait_s)
     else:
@@ -335,7 +359,8 @@ def _what_moved(
         with open_source(config, model_dir) as source:
             listing, chosen = _list(source, config, terms)
     except LoadError as error:
-        terms.on_warning(f"{pinned.where} could not be asked whether it moved: {error.message}")
+        cure = f". {error.cure[0].upper()}{error.cure[1:]}; or give --offline" if error.cure else ""
+        terms.on_warning(f"{pinned.where} could not be asked whether it moved: {error.message}{cure}")
         return []
     if listing.revision is not None:
         if listing.revision == pinned.commit:

@@ -5,7 +5,6 @@ Credentials, region and endpoint are found by boto3 in its usual places: https:/
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from modelkit.checkpoints.base import (
     SourceFile,
     checked_path,
 )
+from modelkit.checkpoints.once import once
 from modelkit.config import CheckpointSourceConfig
 from modelkit.errors import LoadError
 
@@ -43,7 +43,7 @@ class S3Source(CheckpointSource):
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self._etags: dict[str, str] = {}
 
-    @cached_property
+    @once
     def _client(self) -> Any:
         try:
             import boto3

@@ -36,6 +36,7 @@ def list_all(json: _Json = False) -> None:
     from modelkit.checkpoints.cache import Cache
 
     cache = Cache()
+    cache.check()
     kept = cache.list_checkpoints()
     described = _describe(kept)
     total_bytes = sum(size for size in _contents(kept).values())
@@ -107,6 +108,7 @@ def prune(
         raise UsageError("--all takes every checkpoint, --older-than some", cure="give one of the two")
     before = float("inf") if everything else time.time() - _age_s(older_than) if older_than else 0.0
     cache = Cache()
+    cache.check()
     leaving = [each for each in cache.list_checkpoints() if each.last_used < before]
     versions = [each for each in cache.list_pulled() if each.last_used < before]
     with _pruning(cache):

@@ -34,8 +34,8 @@ def command(
     second = version_reference(new, first.at())
     with (
         console.status("comparing"),
-        open_version(first, plain_http=plain_http) as before,
-        open_version(second, plain_http=plain_http) as after,
+        open_version(first, plain_http=plain_http, on_note=console.info) as before,
+        open_version(second, plain_http=plain_http, on_note=console.info) as after,
     ):
         found = diff(before, after)
     if as_json:

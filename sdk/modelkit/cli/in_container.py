@@ -1,7 +1,9 @@
 """`modelkit serve --in-container`: the folder's image, built when it has changed, run here until Ctrl-C."""
 
+import contextlib
 import json
 import os
+import queue
 import signal
 import time
 from collections.abc import Sequence
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Publishing", "serve_in_container"]
 
-_POLL_S = 0.1
+# How long to wait before the container is asked once more whether it is ready: each question starts a client.
+_PAUSES_S = (0.1, 0.1, 0.2, 0.3, 0.5)
+_LAST_PAUSE_S = 0.5
 _STOP_SLACK_S = 5.0
 _PREFIX = "│ "
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -67,7 +71,10 @@ def serve_in_container(
     console.info(f"running {built.reference} ({built.id.removeprefix('sha256:')[:12]})")
     # By its id: another build may give the tag to another image meanwhile.
     options = _options(plan, built.id, where, server_options, api_key_env)
-    with _Stop() as stop, Container(builder.tool, options, _show_line) as container:
+    with (
+        _Stop() as stop,
+        Container(builder.tool, options, _show_line, lambda: stop.wakes.put(None)) as container,
+    ):
         return _watch(container, plan, options, stop, started, as_json=as_json)
 
 
@@ -107,10 +114,19 @@ def _options(
 
 
 class _Stop:
-    """Counts the signals that ask for an end; a context manager that puts the old handlers back."""
+    """Counts the signals that ask for an end; a context manager that puts the old handlers back.
+
+    Whoever waits does it at `wakes`, which a signal's handler may put into whatever it has interrupted.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait for the next signal, or for what else wakes, and no longer than `timeout_s`."""
+        with contextlib.suppress(queue.Empty):
+            self.wakes.get(timeout=timeout_s)
 
     def __enter__(self) -> Self:
         self._before = {
@@ -128,6 +144,7 @@ class _Stop:
         # A closed terminal's SIGHUP comes twice, and nobody waits there: it never hurries.
         if number != signal.SIGHUP or self.count == 0:
             self.count += 1
+            self.wakes.put(None)
 
 
 def _watch(
@@ -139,7 +156,7 @@ def _watch(
     *,
     as_json: bool,
 ) -> int:
-    is_ready, told = False, 0
+    is_ready, told, pauses_s = False, 0, iter(_PAUSES_S)
     with ExitStack() as loading:
         loading.enter_context(console.status(f"loading {plan.config.model.id}"))
         while (code := container.poll()) is None:
@@ -150,7 +167,8 @@ def _watch(
                 is_ready = True
                 loading.close()
                 _announce(container, plan, options, address, time.perf_counter() - started, as_json=as_json)
-            time.sleep(_POLL_S)
+            is_asking = not (is_ready or told)
+            stop.wait(next(pauses_s, _LAST_PAUSE_S) if is_asking else None)
     if told:
         console.info("stopped")
         return 0 if is_ready else EXIT_INTERRUPTED

@@ -34,7 +34,7 @@ def command(
     from modelkit.versions.pull import pull
 
     found = version_reference(reference)
-    with open_version(found, plain_http=plain_http) as version:
+    with open_version(found, plain_http=plain_http, on_note=console.info) as version:
         folder = to or _folder_of(version.model_id)
         with console.transfer("pulling") as progress:
             pulled = pull(version, folder, progress=progress)

@@ -98,7 +98,7 @@ def command(
     console.problems(folder.warnings)
     send_weights = wants_weights(folder.config) if weights is None else weights
     target = target or default_reference(folder.config.model.id)
-    with open_store(target, plain_http=plain_http) as store:
+    with open_store(target, plain_http=plain_http, on_note=console.info) as store:
         with console.status(f"looking at {target.name}"):
             try:
                 preflight = check_upload(store, folder.content.signatures, allow_breaking=allow_breaking)
@@ -142,7 +142,7 @@ def _open_image(image: str | None, *, plain_http: bool) -> "Iterator[ImagePart |
             yield ImagePart(draft, manifest.digest)
         return
     reference = parse_reference(image)
-    with open_store(reference, plain_http=plain_http) as store:
+    with open_store(reference, plain_http=plain_http, on_note=console.info) as store:
         found = store.find_manifest(reference.digest or reference.tag or "latest")
         if found is None:
             cure = f"build it and push it there first; one that docker has is {_DOCKER}NAME"

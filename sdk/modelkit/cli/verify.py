@@ -36,7 +36,7 @@ def command(
     from modelkit.versions.verify import verify
 
     found = version_reference(reference)
-    with open_version(found, plain_http=plain_http) as version:
+    with open_version(found, plain_http=plain_http, on_note=console.info) as version:
         with console.status(f"verifying {found}"), console.transfer("reading") as progress:
             checks = verify(version, key=key, shallow=shallow, progress=progress)
         digest = version.index.digest

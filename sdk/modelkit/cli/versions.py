@@ -50,7 +50,7 @@ def _entries(model: "Reference | LayoutReference", *, plain_http: bool) -> "list
     from modelkit.registry import open_store
     from modelkit.versions.catalog import list_entries
 
-    with open_store(model, plain_http=plain_http) as store:
+    with open_store(model, plain_http=plain_http, on_note=console.info) as store:
         return list_entries(store)
 
 

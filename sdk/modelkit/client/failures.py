@@ -97,10 +97,25 @@ _NEVER_SENT: Final = (
 )
 
 
+# Ray Serve names each call in its trailers. What fails there without a word of modelkit's has not failed in the model,
+# and Ray's own words for it are a traceback. Status, meaning, cure, and whether the model may have seen the call.
+_RAY_KEY: Final = "request_id"
+_RAY_FAULTS: Final = {
+    grpc.StatusCode.INTERNAL: (grpc.StatusCode.UNAVAILABLE, "the replica that had the call has ended", _LOST, True),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the deployment is busy: as many calls wait as may wait",
+        "try again later, or raise server.max_queue or deployment.max_replicas in config.yaml",
+        False,
+    ),
+}  # fmt: skip
+
+
 def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: str) -> CallError:
     """Return the error that a failed call means: `error` is what `grpc` or `grpc.aio` raised."""
     code, message = error.code(), error.details() or ""
-    facts = _read_details(error.trailing_metadata() or ())
+    trailers = tuple(error.trailing_metadata() or ())
+    facts = _read_details(trailers)
     from_server = "request_id" in facts
     facts.setdefault("request_id", request_id)
     cure = facts.pop("cure", "")
@@ -110,6 +125,8 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
     elif _DRAINED in message and not from_server:  # gRPC sends it with several statuses
         code = grpc.StatusCode.UNAVAILABLE
         message, cure = _explain_connection(message, cure, address)
+    elif not from_server and any(key == _RAY_KEY for key, _ in trailers) and code in _RAY_FAULTS:
+        code, message, cure, facts["executed"] = _RAY_FAULTS[code]
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and (sizes := _TOO_LARGE.search(message)):
         size, limit = (f"{int(number):,}" for number in sizes.groups())
         message = f"a message of {size} bytes is larger than the {limit} bytes that {address} allows"

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
-__all__ = ["Endpoint", "Route"]
+__all__ = ["TIMEOUT_METADATA", "Endpoint", "Route"]
+
+# How a caller says its deadline where the compute's proxy hides it: in seconds from now, as HTTP callers do.
+TIMEOUT_METADATA: Final = "x-request-timeout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +30,8 @@ class Endpoint:
 
     `http_url` has OpenAI's API and the methods as JSON. With `tls` the connection is encrypted, trusting the PEM file
     `ca_path` where there is one. `carries_deadline` is False where the compute's proxy hides a call's deadline from the
-    model: the client then says it in metadata too. `refresh_s` is how long this answer holds, None for as long as the
-    deployment lives.
+    model: the client then says it in metadata too (TIMEOUT_METADATA). `refresh_s` is how long this answer holds, None
+    for as long as the deployment lives.
     """
 
     routes: tuple[Route, ...]

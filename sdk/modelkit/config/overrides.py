@@ -1,4 +1,7 @@
-"""`--set compute.num_accelerators=2`: one value laid over the config, its place being the option itself."""
+"""`--set compute.num_accelerators=2`: one value laid over the config, its place being the option itself.
+
+A name that has dots is put in quotes: `--set 'checkpoints.additional."v1.5".revision=main'`.
+"""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +16,9 @@ from modelkit.errors import Problem
 __all__ = ["apply_overrides"]
 
 _OPTION = "--set "
-_PATH = re.compile(r"[^.\[\]=\s]+(?:\.[^.\[\]=\s]+|\[[0-9]+\])*")
-_STEP = re.compile(r"[^.\[\]]+")
+_NAME = r"""(?:"[^"]+"|'[^']+'|[^.\[\]=\s"'][^.\[\]=\s]*)"""
+_PATH = re.compile(rf"{_NAME}(?:\.{_NAME}|\[[0-9]+\])*")
+_STEP = re.compile(rf"{_NAME}|[0-9]+")
 
 
 class _Step(NamedTuple):
@@ -47,7 +51,7 @@ def apply_overrides(root: MapNode, overrides: Sequence[str]) -> tuple[MapNode, l
             continue
         steps = _translate(
             [
-                _Step(step[0], source.span(*step.span()), source.text[step.start() - 1] == "[")
+                _Step(_unquoted(step[0]), source.span(*step.span()), source.text[step.start() - 1] == "[")
                 for step in _STEP.finditer(*_range(path))
             ]
         )
@@ -56,6 +60,10 @@ def apply_overrides(root: MapNode, overrides: Sequence[str]) -> tuple[MapNode, l
         except _CannotSetError as error:
             problems.append(error.problem)
     return root, problems
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1] if name[0] in "\"'" else name
 
 
 def _range(match: re.Match[str]) -> tuple[str, int, int]:

@@ -9,7 +9,7 @@ __all__ = ["open_deployer"]
 
 # Each module has a `deployer(compute)`, and is imported when a compute of its kind is used.
 _KINDS = {
-    "ray": "modelkit.deploy.ray_serve",
+    "ray": "modelkit.deploy.ray_serve.deployer",
     "kubernetes": "modelkit.deploy.kubernetes",
     "docker": "modelkit.deploy.docker",
 }

@@ -83,11 +83,18 @@ def mount_of(name: str, checkpoint_dir: Path) -> Mount:
 class Container:
     """One running container. A context manager: at its end the container is gone, whatever has happened."""
 
-    def __init__(self, tool: Tool, options: ContainerOptions, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tool: Tool,
+        options: ContainerOptions,
+        on_line: Callable[[str], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = f"modelkit-{options.name}-{secrets.token_hex(3)}"
         self._tool = tool
         self._options = options
         self._on_line = on_line
+        self._on_end = on_end
         self._lines: list[str] = []
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -187,6 +194,8 @@ class Container:
         for line in self._process.stdout:
             self._lines = [*self._lines[-_KEPT_LINES:], line.rstrip()]
             self._on_line(line.rstrip())
+        self._process.wait()
+        self._on_end()
 
     def _in_background(self, *arguments: str) -> None:
         threading.Thread(

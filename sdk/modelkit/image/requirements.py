@@ -19,7 +19,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _INCLUDE = re.compile(r"(?:-r|--requirement|-c|--constraint)[ =]?\s*(?P<file>\S+)")
 _EDITABLE = re.compile(r"(?:-e|--editable)\b")
 _FIND_LINKS = re.compile(r"(?:-f|--find-links)[ =]")
-_PASSWORD = re.compile(r"://[^/\s@]*:(?P<password>[^/\s@]+)@")
+# `https://TOKEN@host` has one too; the user of ssh://git@host is none.
+_PASSWORD = re.compile(r"(?:https?://(?:[^/\s@:]*:)?|://[^/\s@:]*:)(?P<password>[^/\s@:]+):?@")
 _VARIABLE = re.compile(r"\$\{[A-Z0-9_]+\}")
 
 
@@ -123,7 +124,7 @@ def _files(path: Path, number: int, text: str) -> dict[str, Path]:
     password = _PASSWORD.search(text)
     if password and not _VARIABLE.fullmatch(password["password"]):
         raise UsageError(
-            f"{place} has a password, which everybody who gets the image could read",
+            f"{place} has a password or a token, which everybody who gets the image could read",
             cure="put the index into pip.conf or PIP_EXTRA_INDEX_URL: builds get it as a secret",
         )
     if _EDITABLE.match(text) or (_is_path(text) and (path.parent / text).is_dir()):

@@ -4,6 +4,7 @@ A source tree is ahead of every release, and perhaps nothing was released yet: t
 the one that checked the folder. The wheel is built once for each state of the tree and kept.
 """
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -33,7 +34,13 @@ def sdk_wheel() -> Path | None:
         return None
     folder = cache_dir() / "wheels" / _fingerprint(root)
     kept = next(folder.glob("*.whl"), None)
-    return kept or _build(root, folder)
+    if kept is not None:
+        return kept
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of two first builds at once the second waits, and finds the wheel of the first.
+    with (folder.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return next(folder.glob("*.whl"), None) or _build(root, folder)
 
 
 def _fingerprint(root: Path) -> str:
@@ -50,7 +57,6 @@ def _fingerprint(root: Path) -> str:
 
 def _build(root: Path, folder: Path) -> Path:
     """Build the wheel and put it in its place in one step; wheels of earlier states go."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if find_spec("hatchling"):
             command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", scratch]
@@ -66,7 +72,7 @@ def _build(root: Path, folder: Path) -> Path:
                 cure=f"{sys.executable} -m pip install hatchling",
             )
         for earlier in folder.parent.iterdir():
-            if earlier != Path(scratch):
+            if earlier.is_dir() and earlier != Path(scratch):
                 shutil.rmtree(earlier, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         return wheel.replace(folder / wheel.name)

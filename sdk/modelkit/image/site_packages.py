@@ -20,6 +20,7 @@ from modelkit.image.builders.causes import pip_failure
 from modelkit.image.plan import VENV_DIR, ImagePlan, sdk_requirement
 from modelkit.image.requirements import REQUIREMENTS
 from modelkit.image.secrets import build_secrets
+from modelkit.image.tool import guarded
 
 __all__ = ["install_site_packages"]
 
@@ -123,23 +124,16 @@ def _run(plan: ImagePlan, command: list[str], folder: Path, platform: str, progr
     """Run an installer to its end. Raises BuildError where it fails."""
     lines: list[str] = []
     secrets = build_secrets()
-    with subprocess.Popen(  # noqa: S603 - made here
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
+    with guarded(command, folder=folder) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 lines.append(secrets.hide(line.rstrip()))
                 progress.on_output(lines[-1])
-        except BaseException:
-            process.kill()
-            raise
+            process.wait()
+        finally:
+            process.stdin.close()  # by which the guard ends what still runs
     if process.returncode != 0:
         raise _failure(plan, lines, platform)
 

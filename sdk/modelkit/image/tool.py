@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelkit.engines import catalog
 from modelkit.errors import BuildError
 
-__all__ = ["Tool", "find_tool", "tool_problem"]
+__all__ = ["Tool", "find_tool", "guarded", "tool_problem"]
 
 _GUARD = Path(catalog.__file__).with_name("_guard.py")
 _ASK_TIMEOUT_S = 30.0
@@ -55,16 +55,8 @@ class Tool:
 
         It is in a session of its own, so that Ctrl-C reaches modelkit alone, and does not outlive modelkit (Linux).
         """
-        guard = [sys.executable, "-IS", str(_GUARD)] if sys.platform == "linux" else []
-        return subprocess.Popen(  # noqa: S603 - a client found on the PATH
-            [*guard, self.path, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **self.environment, **(environment or {})},
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=not guard,
+        return guarded(
+            [self.path, *arguments], environment={**os.environ, **self.environment, **(environment or {})}
         )
 
     def stream(
@@ -80,6 +72,27 @@ class Tool:
                 return process.wait()
             finally:
                 process.stdin.close()
+
+
+def guarded(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> "subprocess.Popen[str]":
+    """Start a command whose output is one stream of lines; it ends when its standard input closes.
+
+    It is in a session of its own, so that Ctrl-C reaches modelkit alone, and does not outlive modelkit (Linux).
+    """
+    guard = [sys.executable, "-IS", str(_GUARD)] if sys.platform == "linux" else []
+    return subprocess.Popen(  # noqa: S603 - made by its callers
+        [*guard, *command],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=not guard,
+    )
 
 
 @functools.cache

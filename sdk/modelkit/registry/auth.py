@@ -91,11 +91,13 @@ class Authorizer:
         response = self._ask(realm, challenge.get("service", ""), scope, credential)
         if not response.is_success:
             raise refusal(response, "log in", self._reference.name, self.login)
-        answer = response.json()
-        token = answer.get("token") or answer.get("access_token")
+        token = _token_in(response)
         if not token:
-            raise AccessError(f"{realm} gave no token", cure="tell the administrator of the registry")
-        return str(token)
+            raise AccessError(
+                f"{realm}, where {self._reference.registry} sends for a token, answered without one",
+                cure="see that a proxy does not answer in its place, or tell the administrator of the registry",
+            )
+        return token
 
     def _ask(self, realm: str, service: str, scope: str, credential: Credential | None) -> "httpx.Response":
         import httpx
@@ -115,3 +117,13 @@ class Authorizer:
             return self._http.get(realm, params={"service": service, "scope": scopes}, headers=headers)
         except httpx.TransportError as error:
             raise transport_failure(error, "log in", httpx.URL(realm).host) from error
+
+
+def _token_in(response: "httpx.Response") -> str:
+    """Return the token of an answer, "" where it has none: a page of a proxy, say."""
+    try:
+        answer = response.json()
+    except ValueError:
+        return ""
+    token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
+    return token if isinstance(token, str) else ""

@@ -45,6 +45,7 @@ _T = TypeVar("_T")
 _ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 60.0  # a registry that asks for more is given up: the person decides
+_TOLD_PAUSE_S = 1.0
 _TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
 _NOT_FOUND, _UNAUTHORIZED, _TOO_LARGE, _CREATED, _PARTIAL = 404, 401, 413, 201, 206
@@ -56,12 +57,20 @@ _REQUEST_BYTES = (None, 64 * 1024 * 1024, 8 * 1024 * 1024, 768 * 1024)
 class Client:
     """One repository of a registry; see `base.Store`. Plain HTTP only to this machine, or where `plain_http` says so."""
 
-    def __init__(self, reference: Reference, *, plain_http: bool = False, attempts: int = _ATTEMPTS) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        *,
+        plain_http: bool = False,
+        attempts: int = _ATTEMPTS,
+        on_note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         import httpx
 
         self.reference = reference.at()
         self._plain_http = plain_http
         self._attempts = attempts
+        self._on_note = on_note
         self._request_size = 0  # an index of _REQUEST_BYTES
         self._http = httpx.Client(
             verify=_trust(),
@@ -459,7 +468,10 @@ class Client:
         wanted_s = error.after_s if error.after_s is not None else _FIRST_PAUSE_S * 2 ** (failures - 1)
         if failures >= self._attempts or wanted_s > _LONGEST_PAUSE_S:
             raise error
-        time.sleep(wanted_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads clients, keeps no secret
+        wait_s = wanted_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads clients, keeps no secret
+        if wait_s >= _TOLD_PAUSE_S:
+            self._on_note(f"{error.message}; trying again in {wait_s:.0f} s")
+        time.sleep(wait_s)
 
 
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}

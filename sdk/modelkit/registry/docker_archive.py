@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modelkit.errors import RegistryError
+from modelkit.progress import size_text
 from modelkit.registry.base import MANIFEST, Descriptor, Manifest, Source
 from modelkit.registry.content import FilePart, describe, verified
 from modelkit.registry.draft import Draft
@@ -42,17 +43,37 @@ def saved_image(name: str) -> Iterator[tuple[Draft, Manifest]]:
             cure="name one in a registry, or in a folder: oci:FOLDER:TAG",
         )
     with tempfile.TemporaryDirectory(prefix="modelkit-image-") as folder:
+        _check_disk(tool, name, Path(folder))
         archive = Path(folder) / "image.tar"
         done = subprocess.run(  # noqa: S603
             [tool, "save", "--output", str(archive), name], capture_output=True, text=True, check=False
         )
         if done.returncode:
             said = done.stderr.strip().splitlines()[-1:] or ["it did not say why"]
+            if "no space left" in done.stderr.lower():
+                raise _no_room(name, Path(folder))
             raise RegistryError(
                 f"{tool} does not give the image {name}: {said[0]}",
                 cure=f"see `{tool} image ls`; `modelkit build` makes one",
             )
         yield read_archive(archive)
+
+
+def _check_disk(tool: str, name: str, folder: Path) -> None:
+    """Raise RegistryError where an image is larger than what is free for its copy, which may take minutes to fill up."""
+    command = [tool, "image", "inspect", "--format", "{{.Size}}", name]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    if said.isdigit() and int(said) > shutil.disk_usage(folder).free:
+        raise _no_room(name, folder, int(said))
+
+
+def _no_room(name: str, folder: Path, size_bytes: int | None = None) -> RegistryError:
+    size = "" if size_bytes is None else f" of {size_text(size_bytes)}"
+    free = size_text(shutil.disk_usage(folder).free)
+    return RegistryError(
+        f"the image {name}{size} does not fit into {folder.parent}, which has {free} free",
+        cure="let TMPDIR name a folder on a larger disk; or push the image, and name it in its registry",
+    )
 
 
 def read_archive(path: Path) -> tuple[Draft, Manifest]:

@@ -75,7 +75,7 @@ def refusal(response: "httpx.Response", action: str, repository: str, login: str
             cure=f"correct the name, or create the repository at {registry}: not every registry does at a push",
         )
     if status in _TRANSIENT:
-        return _transient(response, f"{cannot}: {reason}")
+        return _transient(response, f"{cannot}: {reason}", action)
     return _bad_content(codes, status, cannot, reason, registry)
 
 
@@ -113,14 +113,19 @@ def _not_logged_in(cannot: str, registry: str, login: str) -> AccessError:
     )
 
 
-def _transient(response: "httpx.Response", message: str) -> TransientError:
+def _transient(response: "httpx.Response", message: str, action: str) -> TransientError:
     after_s = _seconds(response.headers.get("Retry-After", ""))
     if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
         wait = f"wait {after_s:.0f} s" if after_s is not None else "wait a while"
-        cure = f"{wait} and run the command again: what has arrived is not sent twice; a login may raise the limit"
+        cure = f"{wait} and run the command again{_not_twice(action)}; a login may raise the limit"
     else:
-        cure = "run the command again when the registry is well: what has arrived is not sent twice"
+        cure = f"run the command again when the registry is well{_not_twice(action)}"
     return TransientError(message, cure=cure, after_s=after_s)
+
+
+def _not_twice(action: str) -> str:
+    """Say what is spared to whoever tries again, where anything is: of what is sent alone."""
+    return ": what has arrived is not sent twice" if action.startswith(("push", "mount")) else ""
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -176,5 +181,5 @@ def transport_failure(error: Exception, action: str, registry: str) -> RegistryE
         )
     return TransientError(
         f"{cannot}: the connection to {registry} failed ({text})",
-        cure="run the command again when the registry can be reached: what has arrived is not sent twice",
+        cure=f"run the command again when the registry can be reached{_not_twice(action)}",
     )

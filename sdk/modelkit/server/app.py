@@ -19,12 +19,13 @@ from grpc_reflection.v1alpha import reflection
 
 from modelkit import __version__
 from modelkit.errors import ServeError
+from modelkit.inference.contract import add_inference_to_server
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.model import Model
 from modelkit.server.auth import ApiKeyInterceptor
 from modelkit.server.http import HttpServer, Identity
 from modelkit.server.predictor import Predictor, State
-from modelkit.server.servicer import Servicer, add_to_server
+from modelkit.server.servicer import Servicer
 
 __all__ = ["LIVENESS", "SERVICE_NAME", "Server", "ServerOptions", "TlsFiles"]
 
@@ -115,7 +116,7 @@ class Server:
         interceptors = [ApiKeyInterceptor(self.options.api_key)] if self.options.api_key else []
         server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self.options))
         servicer = Servicer(self.predictor, self._identity, max_message_bytes=self.options.max_message_bytes)
-        add_to_server(servicer, server)
+        add_inference_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)

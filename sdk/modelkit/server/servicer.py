@@ -8,7 +8,6 @@ from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from modelkit import codec
 from modelkit.errors import CallError, InternalError, InvalidArgumentError, OverloadedError, Violation
@@ -21,7 +20,7 @@ from modelkit.server.predictor import Predictor
 from modelkit.server.status import status_code, status_message, status_trailer
 from modelkit.server.writer import StreamWriter, Totals
 
-__all__ = ["Servicer", "add_to_server"]
+__all__ = ["Servicer"]
 
 _log = logging.getLogger("modelkit.server")
 
@@ -174,41 +173,6 @@ TIMEOUT_HEADER: Final = "x-modelkit-timeout-ms"
 _OPENING_TIMEOUT_S: Final = 10.0
 # How long a half-closed stream without an `end` is given to turn out to be a cancelled one.
 _CANCELLATION_GRACE_S: Final = 0.05
-
-
-def add_to_server(servicer: Servicer, server: grpc.aio.Server) -> None:
-    """Register a servicer, as the generated function does; but a malformed message reaches it as None.
-
-    Left to gRPC, a message that cannot be read ends in UNKNOWN and the text of a Python exception.
-    """
-    handlers = {
-        "Describe": grpc.unary_unary_rpc_method_handler(
-            servicer.Describe, _reader(pb.DescribeRequest), pb.DescribeResponse.SerializeToString
-        ),
-        "Predict": grpc.unary_unary_rpc_method_handler(
-            servicer.Predict, _reader(pb.PredictRequest), pb.PredictResponse.SerializeToString
-        ),
-        "Generate": grpc.unary_stream_rpc_method_handler(
-            servicer.Generate, _reader(pb.GenerateRequest), pb.GenerateResponse.SerializeToString
-        ),
-        "Stream": grpc.stream_stream_rpc_method_handler(
-            servicer.Stream, _reader(pb.StreamRequest), pb.StreamResponse.SerializeToString
-        ),
-    }
-    service_name = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
-
-
-def _reader(message: Any) -> Callable[[bytes], Any]:
-    parse = message.FromString
-
-    def read(data: bytes) -> Any:
-        try:
-            return parse(data)
-        except DecodeError:
-            return None
-
-    return read
 
 
 def _malformed() -> InvalidArgumentError:

@@ -1,7 +1,7 @@
 """From what a person writes to the version that is meant: `chat`, `chat:v3`, `v3` in a model folder, `./chat`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +58,9 @@ def version_reference(text: str, beside: AnyReference | None = None) -> AnyRefer
 
 
 @contextmanager
-def open_version(reference: AnyReference, *, plain_http: bool = False) -> Iterator[Version]:
-    """Open a version for reading. Raises UnknownReferenceError where it is not there."""
-    with open_store(reference, plain_http=plain_http) as store:
+def open_version(
+    reference: AnyReference, *, plain_http: bool = False, on_note: Callable[[str], None] = lambda _: None
+) -> Iterator[Version]:
+    """Open a version for reading; `on_note` as in `open_store`. Raises UnknownReferenceError where it is not there."""
+    with open_store(reference, plain_http=plain_http, on_note=on_note) as store:
         yield read_version(store, reference.digest or reference.tag or LATEST)

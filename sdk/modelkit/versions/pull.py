@@ -8,10 +8,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from modelkit.checkpoints.lock import DEFAULT_NAME, LOCK_NAME, Lock, LockedCheck
 from modelkit.errors import LoadError, RegistryError, UsageError
 from modelkit.package import unpack
 from modelkit.progress import NO_PROGRESS, TransferProgress, size_text
-from modelkit.registry.content import verified
+from modelkit.registry.content import PIECE_BYTES, verified
 from modelkit.registry.modelpack import WeightLayer, check_complete, check_path
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.version import Version
@@ -60,10 +62,16 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
         )
     places = {name: _place(version, name) for name in version.weights}
     try:
-        with _draft_folder(folder, version.index.digest) as draft:
+        with (
+            _draft_folder(folder, version.index.digest) as draft,
+            tempfile.TemporaryFile(dir=draft) as package,
+        ):
             files = _files(version, places)
+            # First and whole: a damaged one is called that, and not after an hour of weights.
+            package.writelines(verified(version.store.read_blob(version.bundle), version.bundle))
             _fetch_weights(version, places, draft, progress)
-            unpack(verified(version.store.read_blob(version.bundle), version.bundle), draft, files)
+            package.seek(0)
+            unpack(iter(partial(package.read, PIECE_BYTES), b""), draft, files)
             _check_files(files, draft)
             _write_lock(version, draft)
             _keep_weights(version, places, draft)
@@ -137,7 +145,10 @@ def _overrides(version: Version, folder: Path, places: Mapping[str, Path]) -> It
 
 
 def _key(name: str) -> str:
-    return "checkpoints" if name == DEFAULT_NAME else f"checkpoints.additional.{name}"
+    """Return the path of a checkpoint's section for --set, where a name with dots stands in quotes."""
+    if name == DEFAULT_NAME:
+        return "checkpoints"
+    return f'checkpoints.additional."{name}"' if "." in name else f"checkpoints.additional.{name}"
 
 
 def _section(version: Version, name: str) -> Mapping[str, Any]:
@@ -165,7 +176,12 @@ def _draft_folder(folder: Path, digest: str) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is pulling into {folder}", cure="wait for it") from None
-        yield draft
+        try:
+            yield draft
+        except BaseException:
+            if not any((draft / _DONE).glob("*")):  # nothing that the next pull could go on with
+                shutil.rmtree(draft, ignore_errors=True)
+            raise
 
 
 def _fetch_weights(

@@ -221,3 +221,14 @@ def test_a_cache_that_cannot_be_made_says_so(tmp_path):
     with pytest.raises(LoadError, match="cannot be written") as caught, Cache(tmp_path / "file").fetching():
         pass
     assert "MODELKIT_CACHE_DIR" in caught.value.cure
+
+
+@pytest.mark.parametrize("verb", [["cache"], ["cache", "prune", "--yes"]])
+def test_a_file_in_the_place_of_the_cache_is_no_empty_cache(tmp_path, monkeypatch, capsys, verb):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MODELKIT_CACHE_DIR", str(tmp_path / "file"))
+    assert main(verb) == 1
+    said = capsys.readouterr()
+    assert f"the cache {tmp_path / 'file'} cannot be read: Not a directory" in said.err
+    assert "let MODELKIT_CACHE_DIR name a folder" in said.err
+    assert "0 checkpoints" not in said.out

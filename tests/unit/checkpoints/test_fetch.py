@@ -215,3 +215,14 @@ def test_a_server_that_is_gone_is_a_broken_connection(source, cache, hub, monkey
     monkeypatch.setattr(module, "MAX_FAILURES", 1)
     with pytest.raises(BrokenTransferError, match="broke"):
         fetch(source, files, cache)
+
+
+@pytest.mark.parametrize("num_ranges", [1, 3, 7])
+def test_a_server_that_sends_ranges_only_sometimes(hub, source, cache, num_ranges):
+    """Threads that are in the middle of a part learn that another one has begun the file anew."""
+    files = listed(source, "big.safetensors")
+    progress = Recorder()
+    hub.faults.ranges_left = num_ranges
+    assert fetch(source, files, cache, progress)["big.safetensors"] == sha(BIG)
+    assert progress.done["big.safetensors"] == len(BIG)
+    assert leftovers(cache) == []

@@ -238,3 +238,28 @@ def test_every_error_of_the_library_becomes_one_with_a_cure(kind, tmp_path):
     translated = source._translated(kind.__new__(kind))
     assert translated.message.startswith("cannot fetch org/tiny: ")
     assert translated.cure
+
+
+def test_a_hub_that_limits_requests_is_asked_again(hub, fetch):
+    hub.faults.limited = 100
+    result = fetch()
+    assert result.returncode == 1
+    assert "answers 429, too many requests; trying again" in result.stderr
+    assert "help: wait a while" in result.stderr
+    hub.faults.limited = 2
+    assert (fetch() / "config.json").is_file()
+    assert hub.faults.limited == 0
+
+
+def test_a_lock_of_a_hub_and_a_folder_has_both_and_stays_right(hub, fetch, modelkit, tmp_path):
+    adapter = tmp_path / "model" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter.safetensors").write_bytes(b"weights")
+    fetch("type: huggingface, repo_id: org/tiny, additional: {french: {type: local, path: adapter}}")
+    assert modelkit("lock", tmp_path / "model", "--check").returncode == 0
+    hub_is_away = modelkit(
+        "lock", tmp_path / "model", "--check", environment={"HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
+    assert "could not be asked whether it moved" in hub_is_away.stderr
+    assert "Connect to the network" in hub_is_away.stderr
+    assert "or give --offline" in hub_is_away.stderr

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from modelkit.checkpoints import partial as module
-from modelkit.checkpoints.partial import Claim, Partial
+from modelkit.checkpoints.partial import Claim, Partial, RestartedError
 
 DATA = random.Random(1).randbytes(1000)
 
@@ -136,3 +136,18 @@ def test_a_claim_that_two_threads_give_up_is_closed_once(tmp_path):
             assert claim.take()
             for ended in [pool.submit(claim.give_up) for _ in range(4)]:
                 ended.result()
+
+
+def test_what_belongs_to_the_parts_of_before_is_refused(tmp_path):
+    file = Partial(tmp_path / "file", 10)
+    file.open()
+    layout = file.layout
+    file.write(0, b"12345", layout)
+    assert file.count(0, layout) == 5
+    assert file.restart(whole=True) == 5
+    with pytest.raises(RestartedError):
+        file.write(0, b"67890", layout)
+    with pytest.raises(RestartedError):
+        file.count(0, layout)
+    assert file.count(0, file.layout) == 0
+    file.close()

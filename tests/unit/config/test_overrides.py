@@ -147,3 +147,14 @@ def test_settings_are_checked_even_where_the_file_is_broken():
 def test_a_token_is_masked():
     _, [problem] = check_config(MODELS / "every-key", overrides=["checkpoints.hf_token=very-secret"])
     assert "very-secret" not in repr(problem)
+
+
+@pytest.mark.parametrize("name", ['"v1.5"', "'v1.5'"])
+def test_a_name_with_dots_stands_in_quotes(name):
+    overrides = [
+        "checkpoints={type: local, path: .}",
+        f"checkpoints.additional.{name}.type=local",
+        f"checkpoints.additional.{name}.path=a.b",
+    ]
+    config = load_config(MODELS / "minimal", overrides=overrides)
+    assert config.checkpoints.additional["v1.5"].path == "a.b"

@@ -47,6 +47,8 @@ def test_files_of_the_folder_come_along(tmp_path):
         ("-r missing.txt\n", "no file of the model folder"),
         ("-r ../outside.txt\n", "no file of the model folder"),
         ("--extra-index-url https://ada:secret@pypi.example.com/simple\n", "has a password"),
+        ("own @ git+https://secret@github.com/org/own\n", "has a password or a token"),
+        ("--index-url https://secret:@pypi.example.com/simple\n", "has a password or a token"),
     ],
 )
 def test_lines_that_cannot_work_in_an_image(tmp_path, text, message):
@@ -60,4 +62,16 @@ def test_lines_that_cannot_work_in_an_image(tmp_path, text, message):
 
 def test_a_password_that_is_a_variable_is_none(tmp_path):
     line = "--extra-index-url https://ada:${TOKEN}@pypi.example.com/simple"
+    assert read(tmp_path, f"{line}\n").text == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "own @ git+ssh://git@github.com/org/own",
+        "own @ git+https://${TOKEN}@github.com/org/own",
+        "own @ https://files.example.com/own@1.0.whl",
+    ],
+)
+def test_a_user_of_ssh_a_variable_and_a_version_are_no_token(tmp_path, line):
     assert read(tmp_path, f"{line}\n").text == f"{line}\n"

@@ -88,3 +88,16 @@ def test_an_image_that_is_nowhere_is_said_so(monkeypatch, tmp_path):
     with pytest.raises(RegistryError, match="no such image") as caught, saved_image("chat:dev"):
         pass
     assert "docker image ls" in caught.value.cure
+
+
+def test_an_image_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    """The client on the PATH is a script: no image of this size is anywhere."""
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho $1 >> {tmp_path}/asked\necho 1000000000000000\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    begun = saved_image("big")
+    with pytest.raises(RegistryError, match=r"the image big of 1000000\.0 GB does not fit into") as caught:
+        begun.__enter__()
+    assert "TMPDIR" in caught.value.cure
+    assert (tmp_path / "asked").read_text() == "image\n"

@@ -566,3 +566,17 @@ def test_a_model_is_found_by_its_id(folder, tmp_path, monkeypatch):
     with open_store(parse_reference("qwen2.5")) as store:  # a name that somebody has chosen with --to
         send(folder, store)
     assert str(version_reference("qwen2.5")) == "qwen2.5:latest"
+
+
+def test_a_package_that_is_damaged_is_called_that_and_nothing_is_left(folder, tmp_path):
+    layout = Layout(LayoutReference(tmp_path / "layout"))
+    send(folder, layout)
+    version = read_version(layout, "v1")
+    path = layout.blob_path(version.bundle.digest)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RegistryError, match="is not what its digest says: damaged"):
+        pull(version, tmp_path / "pulled")
+    assert sorted(tmp_path.iterdir()) == before

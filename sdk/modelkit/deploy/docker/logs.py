@@ -15,6 +15,7 @@ from modelkit.errors import DeployError
 __all__ = ["read_logs"]
 
 _LOOK_AGAIN_S = 2.0
+_END_S = 5.0
 
 
 def read_logs(
@@ -93,10 +94,10 @@ class _Reader(threading.Thread):
             self._stream = host.client.containers.get(self._container["Id"]).logs(
                 stream=True, follow=True, **self._options
             )
+            if self._is_stopped:
+                self._stream.close()
             pending = b""
             for piece in self._stream:
-                if self._is_stopped:
-                    break
                 *whole, pending = (pending + piece).split(b"\n")
                 for line in whole:
                     self._lines.put(LogLine(replica=name, text=line.decode(errors="replace")))
@@ -107,3 +108,4 @@ class _Reader(threading.Thread):
         if self._stream is not None:
             with suppress(Exception):
                 self._stream.close()
+        self.join(_END_S)

@@ -86,7 +86,10 @@ class OciBuilder:
         reference = _target(plan, push=push)
         reference = reference.at(tag=reference.tag or "latest")
         assert reference.tag is not None
-        with self.assemble(plan, weights, progress) as image, open_store(reference) as target:
+        with (
+            self.assemble(plan, weights, progress) as image,
+            open_store(reference, on_note=progress.on_output) as target,
+        ):
             progress.on_stage(f"sending to {reference.name}")
             copy(image.draft, target, image.digest, tags=[reference.tag], progress=progress.transfer)
         return BuiltImage(
@@ -105,7 +108,10 @@ class OciBuilder:
         """Yield the image before it is anywhere; its parts can be read until the end of the block."""
         named = plan.base_image
         reference = parse_reference(named) if named.startswith("oci:") else parse_image(named)
-        with open_store(reference) as store, tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch:
+        with (
+            open_store(reference, on_note=progress.on_output) as store,
+            tempfile.TemporaryDirectory(prefix="modelkit-build-") as scratch,
+        ):
             progress.on_stage("looking for the base image")
             base = _read_base(plan, store, reference)
             layers = _layers(plan, base, weights, Path(scratch), progress)

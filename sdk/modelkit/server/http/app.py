@@ -93,8 +93,13 @@ class HttpServer:
         )
         self._runner: web.AppRunner | None = None
 
-    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
-        """Listen and return the base URL. Raises ServeError where the port is taken."""
+    async def start(
+        self, host: str, port: int, tls: ssl.SSLContext | None = None, *, public_host: str | None = None
+    ) -> str:
+        """Listen and return the base URL. Raises ServeError where the port is taken.
+
+        `public_host` is where callers reach it, if that is a proxy's host, which passes on what they have called it by.
+        """
         runner = web.AppRunner(
             self._app,
             access_log=None,
@@ -112,7 +117,7 @@ class HttpServer:
                 cure="choose another with --http-port, or --http-port 0 for any free one; --no-http goes without",
             ) from error
         self._runner = runner
-        self._origins.listens_on = host
+        self._origins.listens_on = public_host or host
         bound: int = runner.addresses[0][1]
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
 

@@ -153,6 +153,7 @@ def test_kuberay_runs_the_application_with_its_bounds():
     assert deployment["autoscaling_config"]["min_replicas"] == 0
     assert deployment["ray_actor_options"]["num_gpus"] == 2
     assert Record.from_json(deployment["user_config"]["record"]).spec.name == "chat"
+    assert config["grpc_options"]["port"] == 9000
 
 
 def test_serverless_without_a_flavor_names_them_all():

@@ -1,0 +1,106 @@
+"""What the cluster says of an application, in modelkit's words: pure."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from modelkit.computes import Endpoint
+from modelkit.deploy.base import DeploymentState, Replica, ReplicaState, Status
+from modelkit.deploy.ray_serve.manifest import DEPLOYMENT, read_mark, read_record
+from modelkit.deploy.record import Record
+
+__all__ = ["read_status"]
+
+_REPLICA_STATES: Final[Mapping[str, ReplicaState]] = {
+    "STARTING": "starting",
+    "UPDATING": "starting",
+    "RECOVERING": "starting",
+    "PENDING_MIGRATION": "ready",
+    "RUNNING": "ready",
+    "STOPPING": "draining",
+}
+_APPLICATION_STATES: Final[Mapping[str, DeploymentState]] = {
+    "NOT_STARTED": "starting",
+    "DEPLOYING": "starting",
+    "RUNNING": "running",
+    "DEPLOY_FAILED": "failed",
+    "UNHEALTHY": "failed",
+    "DELETING": "stopping",
+}
+
+
+def read_status(
+    name: str,
+    details: Mapping[str, Any],
+    canary: Mapping[str, Any] | None,
+    endpoint: Endpoint | None,
+) -> Status:
+    """Return the status of an application from what the cluster says of it and of its canary."""
+    record = read_record(details["deployed_app_config"])
+    deployment: Mapping[str, Any] = (details.get("deployments") or {}).get(DEPLOYMENT) or {}
+    bounds = record.spec.parsed_config().deployment
+    replicas = tuple(_replica(each, record) for each in deployment.get("replicas") or ())
+    canary_config = canary["deployed_app_config"] if canary else None
+    return Status(
+        name=name,
+        record=record,
+        state=_state(details, deployment, replicas),
+        replicas=replicas,
+        num_wanted=int(deployment.get("target_num_replicas") or 0),
+        min_replicas=bounds.min_replicas,
+        max_replicas=bounds.max_replicas,
+        reason=_reason(details, deployment),
+        endpoint=endpoint,
+        canary=read_record(canary_config).spec if canary_config else None,
+        canary_percent=read_mark(canary_config) if canary_config else 0,
+    )
+
+
+def _state(
+    details: Mapping[str, Any], deployment: Mapping[str, Any], replicas: tuple[Replica, ...]
+) -> DeploymentState:
+    state = _APPLICATION_STATES.get(str(details.get("status")), "starting")
+    has_ready = any(each.state == "ready" for each in replicas)
+    if state == "starting" and has_ready:
+        return "updating"
+    if state == "running" and not has_ready:
+        return "starting" if deployment.get("target_num_replicas") else "idle"
+    return state
+
+
+def _replica(details: Mapping[str, Any], record: Record) -> Replica:
+    state = _REPLICA_STATES.get(str(details.get("state")), "starting")
+    return Replica(
+        name=str(details.get("replica_id", "")),
+        state=state,
+        # Ray does not say which version a replica runs; when all is done, they run that of the record.
+        version=record.spec.version if state == "ready" else "",
+        node=str(details.get("node_ip") or ""),
+    )
+
+
+def _reason(details: Mapping[str, Any], deployment: Mapping[str, Any]) -> str:
+    """Return what Ray says, without the noise: the last line of a traceback is the error."""
+    if details.get("status") == "RUNNING":
+        return ""
+    said = str(deployment.get("message") or details.get("message") or "").strip()
+    if not said:
+        return ""
+    return explain(said)
+
+
+def explain(message: str) -> str:
+    """Return the gist of a message of Ray's: its first line, and the error that a traceback in it ends with."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if "Traceback" not in message and "Error" not in message:
+        return " ".join(lines)
+    errors = [line for line in lines if _is_error(line)]
+    return errors[-1] if errors else lines[0]
+
+
+def _is_error(line: str) -> bool:
+    head = line.partition(":")[0]
+    return (
+        ":" in line
+        and head.replace(".", "").replace("_", "").isidentifier()
+        and head.endswith(("Error", "Exception", "Exit"))
+    )
