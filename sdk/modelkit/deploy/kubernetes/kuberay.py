@@ -67,7 +67,7 @@ def kuberay_objects(record: Record, compute: Compute) -> list[dict[str, Any]]:
 def serve_config(record: Record) -> dict[str, Any]:
     """Return the configuration of Ray Serve with this one application, as it is on any Ray cluster."""
     options = serve_options(grpc_port=_GRPC_PORT, http_port=_HTTP_PORT)
-    return {**options, "applications": [application(record, options)]}
+    return {**options, "applications": [application(record)]}
 
 
 def _pod(record: Record, config: Config, compute: Compute) -> dict[str, Any]:
