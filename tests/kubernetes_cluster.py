@@ -161,7 +161,9 @@ def cluster_registry(cluster, tmp_path_factory):
 @pytest.fixture(scope="session")
 def worker_folder(base_image, tmp_path_factory):
     """A model folder for the cluster."""
-    folder = write_folder(tmp_path_factory.mktemp("cluster") / "worker", base_image, "server: {drain_timeout: 20s}\n")
+    folder = write_folder(
+        tmp_path_factory.mktemp("cluster") / "worker", base_image, "server: {drain_timeout: 20s}\n"
+    )
     (folder / "model.py").write_text(textwrap.dedent(MODEL))
     return folder
 

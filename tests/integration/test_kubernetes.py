@@ -186,7 +186,10 @@ def test_an_update_and_the_way_back_lose_no_call(cluster, deployer, make_spec, n
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"overrides": ("server.max_queue=many",)}, "must be a whole number"),  # its container ends as it starts
+        (
+            {"overrides": ("server.max_queue=many",)},
+            "must be a whole number",
+        ),  # its container ends as it starts
         ({"artifact": "localhost:1/none:v2"}, "ImagePullBackOff"),
     ],
 )
@@ -256,7 +259,9 @@ def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, d
         thread.join()
     assert streams == [[str(number) for number in range(60)]] * 3
     until(lambda: len(deployer.status(name).replicas) == 1)
-    assert not cluster.get("poddisruptionbudgets", "--selector", f"app.kubernetes.io/instance={name}")["items"]
+    assert not cluster.get("poddisruptionbudgets", "--selector", f"app.kubernetes.io/instance={name}")[
+        "items"
+    ]
 
 
 def test_the_autoscaler_gets_its_bounds_and_keeps_the_replicas_that_run(cluster, deployer, make_spec, name):
@@ -316,7 +321,9 @@ def test_secrets_come_from_the_cluster_by_name(cluster, deployer, make_spec, nam
             assert client.predict(method="variable", name="WORKER_TOKEN") == "s3cret"
         with Client(target) as client, pytest.raises(ModelkitError, match="API key"):
             client.predict(method="variable", name="WORKER_TOKEN")
-        everything = cluster.get("deployments,services,pods", "--selector", f"app.kubernetes.io/instance={name}")
+        everything = cluster.get(
+            "deployments,services,pods", "--selector", f"app.kubernetes.io/instance={name}"
+        )
         assert "s3cret" not in json.dumps(everything)
     finally:
         cluster.kubectl("delete", "secret", "worker-token", "worker-key")
