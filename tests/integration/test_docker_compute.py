@@ -25,6 +25,7 @@ from modelkit.computes import Compute, add_compute
 from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
+from modelkit.deploy.docker.deliver import image_tag
 from modelkit.errors import CallError, DeployError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
 from modelkit.versions.names import open_version, version_reference
@@ -445,6 +446,38 @@ def test_what_changes_at_the_same_moment_is_refused(host, name):
             write_state(connected, state)
             with pytest.raises(DeployError, match="somebody else has changed"):
                 write_state(connected, state)
+
+
+def test_a_stop_that_was_cut_off_is_gone_on_with(host, name):
+    from modelkit.computes.docker_api import docker_host
+    from modelkit.deploy.docker.state import read_state, write_state
+
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        with docker_host(host.compute) as connected:
+            write_state(connected, replace(read_state(connected, name, []), is_stopping=True))
+        host.docker("rm", "--force", host.containers(name)[0].split()[0])
+        status = deployer.status(name)
+        assert status.state == "stopping"
+        assert f"modelkit stop {name}" in status.reason
+        deployer.delete(name)
+        assert host.containers(name) == []
+        with pytest.raises(UnknownDeploymentError):
+            deployer.status(name)
+
+
+def test_images_of_versions_that_cannot_come_back_are_untagged(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        for tag in (host.spec(name, "v1"), host.spec(name, "v2"), host.spec(name, "v3")):
+            host.docker("tag", tag.artifact, image_tag(tag))
+        host.put(deployer, host.spec(name, "v2"), first.record)
+        until(deployer, name, lambda status: len(status.replicas) == 1)
+        deployer.status(name)
+        tags = host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"modelkit/{name}").split()
+        assert sorted(tags) == sorted(map(image_tag, (host.spec(name, "v1"), host.spec(name, "v2"))))
+        deployer.delete(name)
+        assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
 
 
 def test_the_record_survives_a_prune_of_volumes(host, name):
