@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types imports protos-check docs-check unit engine-env test-base format protos docs bench venv clean
+.PHONY: help demo test lint types imports protos-check docs-check unit engine-env test-base kubernetes test-kubernetes format protos docs bench venv clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ engine-env: $(DEV) ## install vLLM into .cache/engines, for the tests that serve
 
 test-base: $(DEV) ## make the base image for the tests that build images (mmdebstrap, once)
 	$(BIN)/python scripts/make_test_base.py
+
+kubernetes: ## build the Kubernetes that tests deploy to, from Debian's source package (once, 10 minutes, 460 MB)
+	scripts/kubernetes/build.sh $(MODELKIT_TEST_KUBERNETES)
+
+test-kubernetes: $(DEV) kubernetes ## the tests that deploy to a real Kubernetes (root)
+	$(BIN)/python -m pytest tests/integration/test_kubernetes.py $(ARGS)
 
 format: $(DEV) ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix

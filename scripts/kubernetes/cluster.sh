@@ -139,16 +139,7 @@ up() {
     until_ok 60 "the namespace" kubectl get serviceaccount default
 }
 
-end() { # end NAME: end a process of the cluster and wait for it, for ten seconds at most
-    local pid
-    pid=$(cat "$state/$1.pid" 2>/dev/null) || return 0
-    kill "$pid" 2>/dev/null || return 0
-    for _ in $(seq 100); do
-        kill -0 "$pid" 2>/dev/null || return 0
-        sleep 0.1
-    done
-    kill -9 "$pid" 2>/dev/null || true
-}
+pid_of() { cat "$state/$1.pid" 2>/dev/null || true; }
 
 down_network() {
     ip netns del "$namespace" 2>/dev/null || true
@@ -156,11 +147,21 @@ down_network() {
 }
 
 down() {
-    local name mounted
-    for name in proxy kubelet scheduler controllers apiserver etcd; do end "$name"; done
-    "${docker[@]}" ps -aq 2>/dev/null | xargs -r "${docker[@]}" rm -f >/dev/null 2>&1 || true
-    end dockerd
-    # shellcheck disable=SC2013 # one mount a line
+    local name pid mounted
+    # Nothing of it is kept: what has no child of its own is killed at once.
+    for name in proxy kubelet scheduler controllers apiserver etcd; do
+        pid=$(pid_of $name)
+        [[ -z $pid ]] || kill -9 "$pid" 2>/dev/null || true
+    done
+    "${docker[@]}" ps -q 2>/dev/null | xargs -r "${docker[@]}" kill >/dev/null 2>&1 || true
+    pid=$(pid_of dockerd)
+    if [[ -n $pid ]] && kill "$pid" 2>/dev/null; then
+        for _ in $(seq 200); do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -9 "$pid" 2>/dev/null || true
+    fi
     for mounted in $(awk -v state="$state/" 'index($2, state) == 1 {print $2}' /proc/mounts | sort -r); do
         umount -l "$mounted" || true
     done

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from modelkit import Client, ModelkitError
+from modelkit.computes import add_compute
 from modelkit.computes.kubernetes_api import locate
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
@@ -105,28 +106,35 @@ def client_of(cluster, name):
         yield client
 
 
+@pytest.fixture
+def url(cluster, name, tmp_path, monkeypatch):
+    """The deployment's URL; the compute is one that this user has added."""
+    monkeypatch.setenv("MODELKIT_CONFIG_DIR", str(tmp_path / "config"))
+    add_compute(cluster.compute())
+    return f"modelkit://cluster/{name}"
+
+
 class Load:
     """Calls without a pause, from several threads, until the end of a block; what became of each is counted."""
 
-    def __init__(self, cluster, name, num_threads=4):
-        self._cluster, self._name = cluster, name
+    def __init__(self, url, num_threads=4):
         self._stop = threading.Event()
+        self._client = Client(url)
         self._threads = [threading.Thread(target=self._call) for _ in range(num_threads)]
+        self._lock = threading.Lock()
         self.num_ok = 0
         self.lost = []
-        self._lock = threading.Lock()
 
     def _call(self):
-        with client_of(self._cluster, self._name) as client:
-            while not self._stop.is_set():
-                try:
-                    assert client.predict(method="echo", text="a") == "a"
-                except ModelkitError as error:
-                    with self._lock:
-                        self.lost.append(error)
-                else:
-                    with self._lock:
-                        self.num_ok += 1
+        while not self._stop.is_set():
+            try:
+                assert self._client.predict(method="echo", text="a") == "a"
+            except ModelkitError as error:
+                with self._lock:
+                    self.lost.append(error)
+            else:
+                with self._lock:
+                    self.num_ok += 1
 
     def __enter__(self):
         for thread in self._threads:
@@ -137,6 +145,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        self._client.close()
 
 
 def test_a_folder_is_built_uploaded_pulled_and_answers(cluster, cluster_registry, worker_folder, name):
@@ -165,15 +174,15 @@ def test_a_folder_is_built_uploaded_pulled_and_answers(cluster, cluster_registry
         assert not cluster.get(kinds, "--selector", f"app.kubernetes.io/instance={name}")["items"]
 
 
-def test_an_update_and_the_way_back_lose_no_call(cluster, deployer, make_spec, name):
+def test_an_update_and_the_way_back_lose_no_call(deployer, make_spec, name, url):
     two = ("deployment.min_replicas=2",)
     put(deployer, make_spec(name, "v1", *two))
-    with client_of(cluster, name) as client:
+    with Client(url) as client:
         assert client.describe().description == "v1"
-    with Load(cluster, name) as load:
+    with Load(url) as load:
         put(deployer, make_spec(name, "v2", *two))
-        with client_of(cluster, name) as client:
-            assert client.describe().description == "v2"
+        with Client(url) as client:
+            until(lambda: client.describe().description == "v2")
         before = load.num_ok
         status = roll_back(deployer, deployer.status(name).record, None, lambda _: None, timeout_s=READY_S)
         assert status.record.spec.version == "v1"
@@ -193,10 +202,10 @@ def test_an_update_and_the_way_back_lose_no_call(cluster, deployer, make_spec, n
         ({"artifact": "localhost:1/none:v2"}, "ImagePullBackOff"),
     ],
 )
-def test_a_bad_version_leaves_the_old_one_serving(cluster, deployer, make_spec, name, change, reason):
+def test_a_bad_version_leaves_the_old_one_serving(deployer, make_spec, name, url, change, reason):
     put(deployer, make_spec(name))
     (replica,) = deployer.status(name).replicas
-    with Load(cluster, name, num_threads=1) as load:
+    with Load(url, num_threads=1) as load:
         with pytest.raises(FailedRolloutError, match=reason) as failure:
             put(deployer, replace(make_spec(name, "v2"), **change))
         assert failure.value.serving == "v1"
@@ -215,12 +224,11 @@ def test_what_no_node_has_is_said_in_the_cluster_s_words(deployer, make_spec, na
     assert reason.startswith("Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu")
 
 
-def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deployer, make_spec, name):
+def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deployer, make_spec, name, url):
     put(deployer, make_spec(name, "v1", "deployment.min_replicas=2"))
     victim = deployer.status(name).replicas[0].name
     cluster.docker("kill", "--signal", "KILL", cluster.container_of(victim))
-    with client_of(cluster, name) as client:
-        # The service may name the dead one for a moment; a call that never reached it is repeated by the client.
+    with Client(url) as client:
         until(lambda: _answers(client))
     until(lambda: deployer.status(name).num_ready == 2)
     replica = next(each for each in deployer.status(name).replicas if each.name == victim)

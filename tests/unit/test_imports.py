@@ -74,6 +74,15 @@ def test_the_client_loads_no_engine_and_no_server():
     assert loaded & (HEAVY - {"google", "grpc"} | {"pydantic", "uvloop", "yaml"}) == set()
 
 
+def test_deploying_to_a_ray_cluster_needs_no_ray():
+    assert "ray" not in loaded_by("import modelkit.deploy.ray_serve.deployer, modelkit.deploy.ray_serve.local")
+
+
+def test_rays_proxies_load_the_contract_and_little_else():
+    loaded = loaded_by("import modelkit.inference.contract")
+    assert loaded & (HEAVY - {"google", "grpc"} | {"aiohttp", "pydantic", "yaml"}) == set()
+
+
 def test_a_model_can_be_written_without_heavy_libraries():
     assert loaded_by("from modelkit import LLM, Field, Image, Model, Tensor, method") & HEAVY == set()
 

@@ -69,13 +69,18 @@ def add(
             metavar="NAME", help="kubernetes: what runs serverless deployments: keda, knative or kuberay."
         ),
     ] = None,
+    cache_volume: Annotated[
+        str | None,
+        typer.Option(metavar="CLAIM", help="kubernetes: a volume claim that keeps fetched weights."),
+    ] = None,
 ) -> None:
     """Add a compute. Nothing is sent to it; `modelkit compute check` does."""
     from modelkit.computes import LOCAL_RAY, Compute, add_compute, computes_path
 
     if name == LOCAL_RAY:
         raise UsageError(f"{LOCAL_RAY} is the private Ray of this machine", cure="take another name")
-    _refuse_others(kind, {"namespace": namespace, "kubeconfig": kubeconfig, "flavor": flavor})
+    own = {"namespace": namespace, "kubeconfig": kubeconfig, "flavor": flavor, "cache-volume": cache_volume}
+    _refuse_others(kind, own)
     compute = Compute(
         name=name,
         kind=kind,  # type: ignore[arg-type] # add_compute says what is wrong with it
@@ -88,6 +93,7 @@ def add(
         namespace=namespace,
         kubeconfig=None if kubeconfig is None else str(kubeconfig.expanduser().absolute()),
         flavor=flavor,
+        cache_volume=cache_volume,
     )
     add_compute(compute)
     console.success(f"{name} is added to {computes_path()}")

@@ -68,7 +68,9 @@ def deploy(target: str, options: DeployOptions) -> int:
     with opened(compute) as deployer:
         deployer.refuse(wanted.spec, wanted.origin)
         if options.dry_run:
-            _print_manifests(deployer.render(Record(wanted.spec)), options.output)
+            # Where the content is now says where the compute would get it, as far as that is known before a delivery.
+            spec = wanted.spec.delivered(wanted.origin.reference or "")
+            _print_manifests(deployer.render(Record(spec)), options.output)
             return 0
         with console.status(f"looking at {compute.name}"):
             plan = make_plan(deployer, wanted.spec)

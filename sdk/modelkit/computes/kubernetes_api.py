@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -310,24 +311,25 @@ def _connect(compute: Compute) -> tuple[Any, str]:
 
 def _load_kubeconfig(compute: Compute, config: Any, configuration: Any, failure: type[Exception]) -> str:
     """Fill in the configuration from the compute's context and return that context's namespace. Raises UsageError."""
-    file = str(Path(compute.kubeconfig).expanduser()) if compute.kubeconfig else None
-    shown = file or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    place = compute.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    files = os.pathsep.join(str(Path(each).expanduser()) for each in place.split(os.pathsep))
     try:
-        contexts, _ = config.list_kube_config_contexts(file)
-        found = next((each for each in contexts if each["name"] == compute.address), None)
-        if found is None:
-            names = ", ".join(sorted(str(each["name"]) for each in contexts)) or "none"
-            raise UsageError(
-                f"{shown} has no context '{compute.address}', which compute {compute.name} names; it has: {names}",
-                cure=f"`modelkit compute add {compute.name} --kind kubernetes --address CONTEXT` names another",
-            )
-        config.load_kube_config(file, context=compute.address, client_configuration=configuration)
+        merged = config.kube_config.KubeConfigMerger(files).config
+        found = (merged.safe_get("contexts") or ()) if merged is not None else ()
+        contexts = {str(each["name"]): each.safe_get("context") or {} for each in found}
+        if compute.address in contexts:
+            config.load_kube_config(files, context=compute.address, client_configuration=configuration)
+            return str(contexts[compute.address].get("namespace") or "default")
     except (failure, OSError) as error:
         raise UsageError(
-            f"compute {compute.name} cannot be read from {shown}: {error}",
+            f"compute {compute.name} cannot be read from {place}: {error}",
             cure="name the file with --kubeconfig, and check that `kubectl config get-contexts` reads it",
         ) from error
-    return str(found["context"].get("namespace") or "default")
+    raise UsageError(
+        f"{place} has no context '{compute.address}', which compute {compute.name} names; it has: "
+        + (", ".join(sorted(contexts)) or "none"),
+        cure=f"`modelkit compute add {compute.name} --kind kubernetes --address CONTEXT` names another",
+    )
 
 
 def _is_passing(error: Exception) -> bool:
@@ -394,8 +396,17 @@ def locate(compute: Compute, name: str) -> Endpoint:
     """
     if compute.endpoint:
         return _told_endpoint(compute.endpoint, name)
-    with KubernetesApi(compute) as api:
-        return find_endpoint(api, name, must_reach=True)
+    try:
+        return find_endpoint(_kept_api(compute), name, must_reach=True)
+    except KubernetesError:
+        _kept_api.cache_clear()  # credentials may have changed
+        raise
+
+
+@lru_cache(maxsize=8)
+def _kept_api(compute: Compute) -> KubernetesApi:
+    """Return the API of a compute, the same each time: whoever calls a deployment asks every few seconds."""
+    return KubernetesApi(compute)
 
 
 def find_endpoint(api: KubernetesApi, name: str, *, must_reach: bool = False) -> Endpoint:
@@ -404,6 +415,8 @@ def find_endpoint(api: KubernetesApi, name: str, *, must_reach: bool = False) ->
     if compute.endpoint:
         return _told_endpoint(compute.endpoint, name)
     service = api.find(_SERVICES.path(api.namespace, name))
+    if compute.flavor in _OTHERS_ENDPOINTS and (service is None or "clusterIP" not in service["spec"]):
+        raise _unknown_endpoint(compute, name)
     if service is None:
         services = api.items(_SERVICES.path(api.namespace), labelSelector=label_selector())
         names = sorted({each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in services})
@@ -413,6 +426,8 @@ def find_endpoint(api: KubernetesApi, name: str, *, must_reach: bool = False) ->
     hosts = _replica_hosts(api, name)
     if hosts and must_reach and not _answers(hosts[0], GRPC_PORT):
         raise _out_of_reach(api, name, hosts[0])
+    if not hosts and must_reach and compute.flavor:
+        raise _unknown_endpoint(compute, name)  # at zero, only what holds calls can be called
     if not hosts:
         return _by_cluster_address(service)
     return Endpoint(
@@ -424,6 +439,17 @@ def find_endpoint(api: KubernetesApi, name: str, *, must_reach: bool = False) ->
 
 _SERVICES = Kind("v1", "Service", "services")
 _ENDPOINTS = Kind("v1", "Endpoints", "endpoints")
+
+
+# Flavors whose controllers make services of their own.
+_OTHERS_ENDPOINTS: Final = ("knative", "kuberay")
+
+
+def _unknown_endpoint(compute: Compute, name: str) -> DeployError:
+    return DeployError(
+        f"{name} may be scaled to zero, and compute {compute.name} does not say where {compute.flavor} takes its calls",
+        cure=f"give that address: `modelkit compute add {compute.name} ... --endpoint '{{name}}.example.com:80'`",
+    )
 
 
 def _told_endpoint(text: str, name: str) -> Endpoint:

@@ -31,10 +31,11 @@ def refuse_unpublishable(compute: Compute, origin: Origin) -> None:
         _target(compute, "model", "tag")
 
 
-def address_of(spec: DeploymentSpec, compute: Compute, origin: Origin) -> str:
-    """Return what the content will be called in the registry, as far as that is known before it is there."""
-    found = _in_registry(origin)
-    return str(found if found is not None else _target(compute, spec.model_id, spec.digest))
+def address_of(spec: DeploymentSpec, compute: Compute) -> str:
+    """Return where the compute pulls the image, or will once it is published there. Raises UsageError."""
+    if spec.artifact and not isinstance(parse_reference(spec.artifact), LayoutReference):
+        return spec.artifact
+    return str(_target(compute, spec.model_id, spec.digest))
 
 
 def publish(spec: DeploymentSpec, compute: Compute, origin: Origin, delivery: Delivery) -> str:

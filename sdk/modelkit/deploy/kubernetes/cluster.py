@@ -36,7 +36,7 @@ from modelkit.deploy.kubernetes.observe import (
     resource_status,
 )
 from modelkit.deploy.kubernetes.secrets import create_command, secret_refs
-from modelkit.deploy.publish import publish, refuse_unpublishable
+from modelkit.deploy.publish import address_of, publish, refuse_unpublishable
 from modelkit.deploy.record import DeploymentSpec, Record
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 
@@ -101,7 +101,8 @@ class KubernetesDeployer:
 
     def render(self, record: Record) -> str:
         """See Deployer: manifests that `kubectl apply -f -` takes."""
-        return as_yaml(self._objects(record))
+        address = address_of(record.spec, self.compute)
+        return as_yaml(self._objects(Record(record.spec.delivered(address), record.history)))
 
     def apply(self, record: Record) -> None:
         """See Deployer."""

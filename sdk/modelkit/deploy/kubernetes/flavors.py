@@ -22,7 +22,7 @@ from modelkit.deploy.kubernetes.manifests import (
     pod_template,
     service_objects,
 )
-from modelkit.deploy.kubernetes.pods import CONTAINER, start_timeout_s
+from modelkit.deploy.kubernetes.pods import start_timeout_s
 from modelkit.deploy.record import Record
 from modelkit.errors import UsageError
 
@@ -130,22 +130,32 @@ def _knative_objects(record: Record, compute: Compute, num_replicas: int | None)
 
 
 def _knative_pod(pod: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """Return the part of a pod that Knative takes: one port, probes of that port, and what it does not do itself."""
-    del config
-    left_out = {"terminationGracePeriodSeconds"}  # Knative drains by timeoutSeconds
-    found = {key: value for key, value in pod.items() if key not in left_out}
-    containers = []
-    for container in pod["containers"]:
-        own = {key: value for key, value in container.items() if key not in _KNATIVE_OWN}
-        if container["name"] == CONTAINER:
-            own["ports"] = [{"name": "h2c", "containerPort": GRPC_PORT}]
-            own["readinessProbe"] = {"grpc": {"port": GRPC_PORT}, "periodSeconds": 2, "failureThreshold": 3}
-        containers.append(own)
-    return {**found, "containers": containers}
+    """Return the part of a pod that Knative takes: one port, gRPC's own probes of it, and no settings of the pod's own.
+
+    Init containers, node affinity and tolerations are there only where a replica needs them: Knative has a feature flag
+    for each.
+    """
+    found = {key: value for key, value in pod.items() if key not in _KNATIVE_POD_OWN}
+    server = {key: value for key, value in pod["containers"][0].items() if key not in _KNATIVE_OWN}
+    grpc = {"grpc": {"port": GRPC_PORT}, "periodSeconds": _PERIOD_S, "timeoutSeconds": 5}
+    server |= {
+        "ports": [{"name": "h2c", "containerPort": GRPC_PORT}],
+        "securityContext": _as_container_s(pod["securityContext"]) | server["securityContext"],
+        "startupProbe": grpc | {"failureThreshold": ceil(start_timeout_s(config) / _PERIOD_S)},
+        "readinessProbe": grpc | {"failureThreshold": 3},
+    }
+    return {**found, "containers": [server]}
 
 
-# Knative runs these itself, or refuses them.
-_KNATIVE_OWN: Final = frozenset({"lifecycle", "startupProbe", "livenessProbe", "readinessProbe", "ports"})
+def _as_container_s(security: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pod's security settings as those of a container, which knows no group of volumes."""
+    return {key: value for key, value in security.items() if key != "fsGroup"}
+
+
+# Knative drains by timeoutSeconds, and has its own idea of how a pod ends; it wants security settings per container.
+_KNATIVE_POD_OWN: Final = frozenset({"securityContext", "terminationGracePeriodSeconds"})
+_KNATIVE_OWN: Final = frozenset({"lifecycle", "livenessProbe", "ports", "readinessProbe", "startupProbe"})
+_PERIOD_S: Final = 2
 
 
 def _kuberay_objects(record: Record, compute: Compute, num_replicas: int | None) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def resource_status(workload: Mapping[str, Any], observed: Observed) -> Status:
     record = record_of(workload)
     bounds = record.spec.parsed_config().deployment
     replicas = [_replica(pod, observed) for pod in _sorted(observed.pods)]
-    ready = _condition(workload, "Ready")
+    ready = _condition(workload, "Ready") or _kuberay_condition(workload)
     is_current = workload.get("status", {}).get("observedGeneration", 0) >= workload["metadata"].get(
         "generation", 0
     )
@@ -95,6 +95,14 @@ def resource_status(workload: Mapping[str, Any], observed: Observed) -> Status:
         max_replicas=bounds.max_replicas,
         reason="" if state in {"running", "idle"} else _said(ready),
     )
+
+
+def _kuberay_condition(workload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what older versions of KubeRay say in a word of their own, as a condition."""
+    said = str(workload.get("status", {}).get("serviceStatus") or "")
+    if not said:
+        return {}
+    return {"status": "True" if said == "Running" else "Unknown", "reason": said}
 
 
 def is_waiting_for_image(pod: Mapping[str, Any]) -> bool:
