@@ -166,6 +166,9 @@ def name(host):
     volumes = host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={made}").split()
     if volumes:
         host.docker("volume", "rm", *volumes)
+    tags = host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"modelkit/{made}").split()
+    if tags:
+        host.docker("image", "rm", *tags)
 
 
 def test_it_is_deployed_called_and_leaves_nothing(host, name):
