@@ -33,7 +33,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="[TARGET ...]",
-            help="A model folder, http://... (OpenAI's API), or host:port (modelkit's gRPC). Default: the folder here.",
+            help="A model folder, http://... (OpenAI's API), host:port or modelkit://COMPUTE/NAME (modelkit's gRPC). Default: the folder here.",
         ),
     ] = None,
     *,

@@ -297,6 +297,7 @@ class DockerDeployer:
         if steps.is_done and not state.is_settled and not state.is_stopping:
             with suppress(DeployError):  # somebody else has settled it
                 write_state(host, replace(state, is_settled=True))
+                untag(host, state.name, (state.record.spec, *state.record.history))
         return view, steps
 
     def _drain(self, host: DockerHost, seen: Seen, timeout_s: int) -> None:
