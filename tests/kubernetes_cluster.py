@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from fixtures_docker import build, write_folder
+from fixtures_docker import write_folder
 from modelkit.computes import Compute
 from registry_server import RegistryServer, is_installed
 
@@ -93,13 +94,6 @@ class Cluster:
         server = "label=io.kubernetes.container.name=server"
         return self.docker("ps", "--quiet", "--filter", selector, "--filter", server)
 
-    def load(self, docker, image):
-        """Bring an image from this machine's Docker into the cluster's."""
-        with tempfile.TemporaryDirectory() as folder:
-            archive = f"{folder}/image.tar"
-            docker("save", "--output", archive, image)
-            self.docker("load", "--input", archive)
-
     def compute(self, **fields):
         return Compute(
             **{
@@ -122,40 +116,52 @@ def missing_part() -> str:
     return f"a Kubernetes for tests needs {', '.join(missing)} (.ci/run installs it)" if missing else ""
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
-    if problem := missing_part():
-        pytest.skip(problem)
+@contextmanager
+def running_cluster():
+    """A cluster until the block ends."""
     state = Path(tempfile.mkdtemp(prefix="modelkit-kubernetes-"))
     try:
-        run = subprocess.run(
-            [str(SCRIPT), "up", str(state), str(binaries())], capture_output=True, text=True, check=False
-        )
+        command = [str(SCRIPT), "up", str(state), str(binaries())]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         yield Cluster(state)
     finally:
         subprocess.run([str(SCRIPT), "down", str(state)], capture_output=True, check=False)
 
 
-@pytest.fixture(scope="session")
-def cluster_registry(cluster, tmp_path_factory):
-    """A registry that is localhost:PORT on this machine and on the cluster's node."""
-    if not is_installed():
-        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
-    server = RegistryServer(tmp_path_factory.mktemp("cluster-registry"))
+@contextmanager
+def running_registry(folder):
+    """A registry that is localhost:PORT on this machine and on the cluster's node, until the block ends."""
+    server = RegistryServer(folder)
     config = json.loads(server.config_path.read_text())
     config["http"]["addr"] = f":{server.port}"
     server.config_path.write_text(json.dumps(config))
     server.start()
     command = [*NAMESPACE, sys.executable, str(Path(__file__).parent / "tcp_forward.py")]
-    forward = subprocess.Popen(
-        [*command, str(server.port), OUTSIDE, str(server.port)], stdout=subprocess.PIPE, text=True
-    )
-    with forward:
-        assert forward.stdout.readline() == "ready\n"
+    command += [str(server.port), OUTSIDE, str(server.port)]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+            assert forward.stdout.readline() == "ready\n"
+            yield server
+            forward.terminate()
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    if problem := missing_part():
+        pytest.skip(problem)
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster_registry(cluster, tmp_path_factory):
+    if not is_installed():
+        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
+    with running_registry(tmp_path_factory.mktemp("cluster-registry")) as server:
         yield server
-        forward.terminate()
-    server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -169,9 +175,17 @@ def worker_folder(base_image, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def worker_image(cluster, docker, worker_folder):
-    """Its image, which modelkit has built, in the cluster's own Docker."""
-    tag = docker.tag()
-    build(worker_folder, "--tag", tag)
-    cluster.load(docker, tag)
-    return tag
+def worker_image(cluster, cluster_registry, worker_folder):
+    """Its image, which modelkit has built and uploaded, as the cluster pulls it."""
+    return deliver(cluster, cluster_registry, worker_folder)
+
+
+def deliver(cluster, registry, folder):
+    from modelkit.deploy import Delivery, open_deployer  # no other test has to load it
+    from modelkit.deploy.source import Wishes, read_target
+    from modelkit.progress import NO_PROGRESS
+
+    compute = cluster.compute(registry=f"{registry.host}/team")
+    with closing(open_deployer(compute)) as deployer:
+        target = read_target(str(folder), Wishes())
+        return deployer.deliver(target.spec, target.origin, Delivery(progress=NO_PROGRESS))
