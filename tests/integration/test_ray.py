@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import httpx
@@ -538,7 +539,7 @@ def test_a_killed_replica_is_unavailable_and_comes_back(fresh, bench):
             with pytest.raises(UnavailableError) as caught:
                 list(stream)
             assert caught.value.executed, way
-        del child
+        wait_until(Path(f"/proc/{child}").exists, lambda exists: not exists)
 
         def answers():
             with suppress(CallError, DeployError), bench.client("killed", timeout_s=30) as client:

@@ -75,7 +75,9 @@ def test_the_client_loads_no_engine_and_no_server():
 
 
 def test_deploying_to_a_ray_cluster_needs_no_ray():
-    assert "ray" not in loaded_by("import modelkit.deploy.ray_serve.deployer, modelkit.deploy.ray_serve.local")
+    assert "ray" not in loaded_by(
+        "import modelkit.deploy.ray_serve.deployer, modelkit.deploy.ray_serve.local"
+    )
 
 
 def test_rays_proxies_load_the_contract_and_little_else():
