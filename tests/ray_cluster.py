@@ -98,6 +98,9 @@ class RayCluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_enable_worker_prestart": "0",
             "RAY_worker_niceness": "0",
+            # Replicas of two nodes on one machine may get the same gRPC port, and Ray opens it with SO_REUSEPORT: so they
+            # are kept on one node while there is room.
+            "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
             # A node that is killed is to be missed in seconds, not in a minute.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",

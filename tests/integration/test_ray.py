@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import httpx
@@ -481,7 +482,7 @@ def test_gpus_are_taken_from_nodes_of_the_type(fresh, bench):
     )
     gpus = {gpu.kind: gpu.num_free for gpu in bench.deployer.check().gpus}
     assert gpus == {"A100": 2, "H100": 2}  # Ray counts what is free over all types
-    with bench.client("gpu") as client:
+    with bench.client("gpu", target=bench.ways("gpu")["proxy"]) as client:  # its port may be that of another node's
         pid = client.predict(method="pid")
     assert pid in bench.cluster.workers[1].pids()
 
@@ -538,7 +539,7 @@ def test_a_killed_replica_is_unavailable_and_comes_back(fresh, bench):
             with pytest.raises(UnavailableError) as caught:
                 list(stream)
             assert caught.value.executed, way
-        del child
+        wait_until(Path(f"/proc/{child}").exists, lambda exists: not exists)
 
         def answers():
             with suppress(CallError, DeployError), bench.client("killed", timeout_s=30) as client:
