@@ -482,7 +482,9 @@ def test_gpus_are_taken_from_nodes_of_the_type(fresh, bench):
     )
     gpus = {gpu.kind: gpu.num_free for gpu in bench.deployer.check().gpus}
     assert gpus == {"A100": 2, "H100": 2}  # Ray counts what is free over all types
-    with bench.client("gpu", target=bench.ways("gpu")["proxy"]) as client:  # its port may be that of another node's
+    with bench.client(
+        "gpu", target=bench.ways("gpu")["proxy"]
+    ) as client:  # its port may be that of another node's
         pid = client.predict(method="pid")
     assert pid in bench.cluster.workers[1].pids()
 
