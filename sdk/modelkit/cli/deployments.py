@@ -108,7 +108,7 @@ def find(text: str) -> "tuple[Compute, str]":
 
 @contextmanager
 def watched(name: str) -> "Iterator[Callable[[Status], None]]":
-    """Show how a deployment comes up; Ctrl-C ends the watching, and says that the change goes on."""
+    """Show how a deployment comes up; Ctrl-C ends the watching, and says how to go on."""
     with console.status(f"starting {name}") as show:
         said = ""
 
@@ -125,7 +125,7 @@ def watched(name: str) -> "Iterator[Callable[[Status], None]]":
             if not said:  # nothing was applied yet
                 raise
             console.info(
-                f"no longer waiting; the change goes on. `modelkit status {name}`, `modelkit rollback {name}`"
+                f"no longer waiting: `modelkit status {name}` shows how it goes on, `modelkit rollback {name}` takes it back"
             )
             raise
 

@@ -64,29 +64,40 @@ def command(
             assert target is not None
             assert percent is not None
             options = DeployOptions(
-                compute=compute.name, name=name, environment=environment, overrides=overrides or ()
+                compute=compute.name,
+                name=name,
+                environment=environment,
+                overrides=overrides or (),
+                timeout_s=timeout_s,
             )
-            status = _try(deployer, compute, target, options, percent)
+            status = _try(deployer, compute, target, options, percent, on_status)
     announce(compute, status, as_json=as_json)
 
 
 def _try(
-    deployer: "Deployer", compute: "Compute", target: str, options: DeployOptions, percent: int
+    deployer: "Deployer",
+    compute: "Compute",
+    target: str,
+    options: DeployOptions,
+    percent: int,
+    on_status: "Callable[[Status], None]",
 ) -> "Status":
+    from modelkit.deploy.rollout import make_plan, start_canary
+
     wanted = read(target, compute, options)
     deployer.refuse(wanted.spec, wanted.origin)
-    current = deployer.status(wanted.spec.name).record.spec
-    if current.model_id != wanted.spec.model_id:
+    plan = make_plan(deployer, wanted.spec)
+    if plan.current is None:
         raise UsageError(
-            f"{wanted.spec.name} is of the model {current.model_id}, not of {wanted.spec.model_id}",
-            cure="name a version of the same model",
+            f"there is no deployment {wanted.spec.name} yet, and so no part of its calls",
+            cure=f"modelkit serve {target} --compute {compute.name} --name {wanted.spec.name}",
         )
     with delivering() as delivery:
-        artifact = deployer.deliver(wanted.spec, wanted.origin, delivery)
-    deployer.set_canary(wanted.spec.name, wanted.spec.delivered(artifact), percent)
-    status = deployer.status(wanted.spec.name)
+        artifact = deployer.deliver(plan.spec, wanted.origin, delivery)
+    spec = plan.spec.delivered(artifact)
+    status = start_canary(deployer, spec, percent, on_status, timeout_s=options.timeout_s)
     console.info(
-        f"  {percent}% of the calls go to {wanted.spec.version}; then `modelkit rollout` --promote or --abort"
+        f"{percent}% of the calls go to {spec.version}; then `modelkit rollout` --promote or --abort"
     )
     return status
 

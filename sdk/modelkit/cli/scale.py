@@ -32,33 +32,19 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Change how many replicas a deployment has; nothing restarts."""
-    from modelkit.deploy.rollout import wait_until_ready
+    from modelkit.deploy.rollout import scale
 
     if (replicas is None) == (min_replicas is None and max_replicas is None):
         raise UsageError("scale wants a number, or bounds", cure="modelkit scale NAME 3, or --min 1 --max 4")
     compute, name = find(deployment)
     with opened(compute) as deployer:
         now = deployer.status(name)
-        lower = (
-            replicas if replicas is not None else now.min_replicas if min_replicas is None else min_replicas
-        )
-        upper = (
-            replicas if replicas is not None else now.max_replicas if max_replicas is None else max_replicas
-        )
-        if upper < max(lower, 1):
-            raise UsageError(
-                f"at least {lower} and at most {upper} replicas cannot be",
-                cure="give --max as much as --min, and 1",
-            )
+        lower = _first(replicas, min_replicas, now.min_replicas)
+        upper = _first(replicas, max_replicas, now.max_replicas)
         with watched(f"{compute.name}/{name}") as on_status:
-            deployer.scale(name, lower, upper)
-            status = wait_until_ready(
-                deployer,
-                name,
-                on_status,
-                timeout_s=timeout_s,
-                is_done=lambda status: (
-                    status.state in {"running", "idle"} and lower <= status.num_ready <= max(upper, lower)
-                ),
-            )
+            status = scale(deployer, name, lower, upper, on_status, timeout_s=timeout_s)
     announce(compute, status, as_json=as_json)
+
+
+def _first(*numbers: int | None) -> int:
+    return next(number for number in numbers if number is not None)

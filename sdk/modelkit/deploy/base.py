@@ -61,7 +61,8 @@ class Status:
     """A deployment as it is now. `num_wanted` is how many replicas the compute aims at at this moment.
 
     `reason` says why it is not (yet) what was asked for, in the compute's own words where it has some.
-    `canary` gets `canary_percent` of the calls where two versions run side by side.
+    `canary` gets `canary_percent` of the calls where two versions run side by side; its replicas are not among
+    `replicas`, and count for nothing else.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Status:
     endpoint: Endpoint | None = None
     canary: DeploymentSpec | None = None
     canary_percent: int = 0
+    canary_replicas: tuple[Replica, ...] = ()
 
     @property
     def num_ready(self) -> int:
@@ -151,7 +153,10 @@ class Deployer(Protocol):
         """Return what `apply` would send, as text; nothing is asked or sent."""
 
     def apply(self, record: Record) -> None:
-        """Start the change towards `record.spec`, which was delivered; the old version serves until the new one answers."""
+        """Start the change towards `record.spec`, which was delivered; the old version serves until the new one answers.
+
+        From when it returns, `status` says `updating` or `starting` until the change is complete.
+        """
 
     def status(self, name: str) -> Status:
         """Return a deployment as it is now."""
@@ -168,7 +173,10 @@ class Deployer(Protocol):
         """Return the last lines of every replica, or of one; with `follow` what they write from now on too."""
 
     def set_canary(self, name: str, spec: DeploymentSpec | None, percent: int) -> None:
-        """Run `spec` beside the deployment with that share of the calls; None ends it. UsageError where it cannot."""
+        """Run `spec` beside the deployment with that share of the calls; None ends it. UsageError where it cannot.
+
+        With 0 percent it runs and gets none: the flow gives it its share once its replicas are ready.
+        """
 
     def delete(self, name: str) -> None:
         """End the deployment and everything of it; returns when it is gone."""

@@ -5,15 +5,31 @@ compute can see, scale and roll back a deployment, from any machine. It holds na
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from modelkit.checkpoints.lock import named_checkpoints
 from modelkit.config import Config
 
-__all__ = ["MAX_HISTORY", "DeploymentSpec", "Record"]
+__all__ = ["MAX_HISTORY", "DeploymentSpec", "Record", "Variables", "without_scaling"]
 
 MAX_HISTORY = 10
+
+_SCALING = "deployment"  # the section of config.yaml that no replica needs to know
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """The names of environment variables that a replica needs: it fails without the `needed` ones."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.needed + self.optional
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +39,7 @@ class DeploymentSpec:
     `name` is a DNS label. `version` is what people call it ("v3", or "dev-1a2b3c4d" for a folder), `digest` what it is:
     of the version's index, or of the package and its settings. `config` is the checked config.yaml as JSON, everything
     laid over it included. `artifact` is how the compute gets it (an image by digest, a package's address); empty until
-    it was delivered. `environment` and `overrides` are the --env and --set that the replica has to repeat.
+    it was delivered. `environment` and `overrides` are the --env and --set that were laid over config.yaml.
     """
 
     name: str
@@ -44,6 +60,40 @@ class DeploymentSpec:
         """Return the same with the place its compute gets it from."""
         return replace(self, artifact=artifact)
 
+    def scaled(self, min_replicas: int, max_replicas: int) -> "DeploymentSpec":
+        """Return the same with other bounds."""
+        bounds = {"min_replicas": min_replicas, "max_replicas": max_replicas}
+        scaling = {**(self.config.get(_SCALING) or {}), **bounds}
+        return replace(self, config={**self.config, _SCALING: scaling})
+
+    def of_replica(self) -> "DeploymentSpec":
+        """Return what a replica is made of: the same for specifications that differ in how many there are of them.
+
+        It is what has to be compared to tell whether replicas have to be replaced.
+        """
+        config = {key: value for key, value in self.config.items() if key != _SCALING}
+        return replace(self, config=config, overrides=without_scaling(self.overrides))
+
+    def serve_options(self) -> list[tuple[str, str]]:
+        """Return what a replica's `modelkit serve` has to be told of the settings, as options with their values."""
+        options = [("--env", self.environment)] if self.environment else []
+        return options + [("--set", override) for override in without_scaling(self.overrides)]
+
+    def variables(self) -> Variables:
+        """Return the variables that a replica needs: secrets and the API key; tokens of its weights and its engine."""
+        config = self.parsed_config()
+        needed = [secret.env_var for secret in config.secrets]
+        needed += [self.api_key_env] if self.api_key_env else []
+        optional = [each.token_env for each in named_checkpoints(config.checkpoints).values()]
+        optional += [config.engine.api_key_env] if config.engine is not None else []
+        names = dict.fromkeys(name for name in optional if name and name not in needed)
+        return Variables(tuple(dict.fromkeys(needed)), tuple(names))
+
+
+def without_scaling(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the settings (--set) that are not about how many replicas there are."""
+    return tuple(each for each in overrides if not each.startswith(f"{_SCALING}."))
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -51,6 +101,15 @@ class Record:
 
     spec: DeploymentSpec
     history: tuple[DeploymentSpec, ...] = ()
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this modelkit knows what is deployed; where not, a newer one may."""
+        return bool(self.spec.digest)
+
+    def scaled(self, min_replicas: int, max_replicas: int) -> "Record":
+        """Return the record with other bounds; its history stays."""
+        return Record(self.spec.scaled(min_replicas, max_replicas), self.history)
 
     def followed_by(self, spec: DeploymentSpec) -> "Record":
         """Return the record once `spec` is in place; a version appears in it once, where it was last."""
@@ -75,10 +134,30 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """Return the record that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        content = json.loads(text)
-        return cls(_spec(content["spec"]), tuple(_spec(each) for each in content["history"]))
+        """Return the record that `to_json` wrote, whatever a newer modelkit has added to it. Raises ValueError."""
+        try:
+            content = json.loads(text)
+            return cls(_spec(content["spec"]), tuple(_spec(each) for each in content["history"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no record of a deployment: {error}") from error
+
+    @classmethod
+    def read(cls, text: str, name: str) -> "Record":
+        """Return a record as `from_json` does; for one that cannot be read, one that says no more than the name."""
+        try:
+            return cls.from_json(text)
+        except ValueError:
+            return cls.unreadable(name)
+
+    @classmethod
+    def unreadable(cls, name: str) -> "Record":
+        """Return what stands for a record that cannot be read: it can be listed and stopped, and not more."""
+        return cls(
+            DeploymentSpec(name=name, model_id="", version="?", digest="", config={"model": {"id": name}})
+        )
 
 
 def _spec(content: dict[str, Any]) -> DeploymentSpec:
-    return DeploymentSpec(**{**content, "overrides": tuple(content.get("overrides") or ())})
+    known = {field.name for field in fields(DeploymentSpec)}
+    kept = {key: value for key, value in content.items() if key in known}
+    return DeploymentSpec(**{**kept, "overrides": tuple(kept.get("overrides") or ())})

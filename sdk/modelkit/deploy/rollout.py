@@ -1,13 +1,13 @@
 """How a version gets onto a compute, the same for every kind: plan, deliver, apply, wait, and back where that fails."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
-from modelkit.deploy.base import Delivery, Deployer, LogLine, Origin, Status, reasons
+from modelkit.deploy.base import Delivery, Deployer, LogLine, Origin, Replica, Status, reasons
 from modelkit.deploy.record import DeploymentSpec, Record
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 
@@ -19,11 +19,15 @@ __all__ = [
     "promote",
     "roll_back",
     "roll_out",
-    "wait_until_ready",
+    "scale",
+    "start_canary",
 ]
 
+OnStatus = Callable[[Status], None]
+
 _POLL_S = 0.5
-_TAKE_BACK_TIMEOUT_S = 120.0
+_MAX_POLL_S = 3.0
+_FAILED_FOR_S = 3.0
 _NUM_LAST_LINES = 20
 
 
@@ -47,31 +51,37 @@ class Plan:
 
 
 class FailedRolloutError(DeployError):
-    """A version did not come up. `last_lines` are what its replicas wrote, `serving` what answers calls now ("" for nothing)."""
+    """A version did not come up. `last_lines` are what its replicas wrote, `serving` what has become of the one before."""
 
     def __init__(
         self, spec: DeploymentSpec, reason: str, last_lines: tuple[LogLine, ...], serving: str
     ) -> None:
         self.last_lines = last_lines
         self.serving = serving
-        now = f"{serving} goes on serving" if serving else "nothing of it is left on the compute"
         super().__init__(
-            f"{spec.name} {spec.version} did not come up: {reason}; {now}",
+            f"{spec.name} {spec.version} did not come up: {reason}; {serving}",
             cure="mend what the replica's last lines say; `modelkit serve --in-container` runs the same image here",
         )
 
 
+class _VerdictError(DeployError):
+    """The compute says that a version does not come up, or the time is over."""
+
+
 def make_plan(deployer: Deployer, spec: DeploymentSpec) -> Plan:
-    """Compare a specification with what the compute has. Raises UsageError for a name that another model has."""
-    try:
-        current = deployer.status(spec.name).record
-    except UnknownDeploymentError:
+    """Compare a specification with what the compute has. Raises UsageError for a name that another model has.
+
+    A deployment that asks its callers for a key goes on doing so.
+    """
+    current = _current(deployer, spec.name)
+    if current is None:
         return Plan("create", spec, None, tuple(_changes({}, _facts(spec))))
-    if current.spec.model_id != spec.model_id:
+    if current.is_readable and current.spec.model_id != spec.model_id:
         raise UsageError(
             f"the deployment '{spec.name}' on {deployer.compute.name} is of another model, {current.spec.model_id}",
             cure="give this one a name of its own: --name NAME",
         )
+    spec = replace(spec, api_key_env=spec.api_key_env or current.spec.api_key_env)
     changes = tuple(_changes(_facts(current.spec), _facts(spec)))
     return Plan("update" if changes else "none", spec, current, changes)
 
@@ -81,23 +91,27 @@ def roll_out(
     plan: Plan,
     origin: Origin,
     delivery: Delivery,
-    on_status: Callable[[Status], None],
+    on_status: OnStatus,
     *,
     timeout_s: float,
 ) -> Status:
     """Deliver and apply a plan, and wait until the new version answers; where it does not, take it back.
 
-    Raises FailedRolloutError with the replica's own last lines once what was there before serves again.
+    Raises FailedRolloutError with the replica's own last lines once what was there before was put back, DeployError
+    where somebody else has changed the deployment meanwhile, which is then left as it is.
     """
     artifact = deployer.deliver(plan.spec, origin, delivery)
-    return _put(deployer, plan.current, plan.spec.delivered(artifact), on_status, timeout_s=timeout_s)
+    current = _current(deployer, plan.spec.name)  # a delivery may take hours
+    if not _is_same(current, plan.current):
+        raise _changed_by_others(plan.spec.name, current)
+    return _put(deployer, current, plan.spec.delivered(artifact), on_status, timeout_s=timeout_s)
 
 
 def roll_back(
     deployer: Deployer,
     current: Record,
     version: str | None,
-    on_status: Callable[[Status], None],
+    on_status: OnStatus,
     *,
     timeout_s: float,
 ) -> Status:
@@ -115,60 +129,87 @@ def roll_back(
     return _put(deployer, current, spec, on_status, timeout_s=timeout_s)
 
 
-def promote(
-    deployer: Deployer, status: Status, on_status: Callable[[Status], None], *, timeout_s: float
+def start_canary(
+    deployer: Deployer, spec: DeploymentSpec, percent: int, on_status: OnStatus, *, timeout_s: float
 ) -> Status:
-    """Give all calls to the canary, which becomes the deployment. Raises UsageError where there is none."""
+    """Run a version that was delivered beside the deployment of its name, and give it calls once it is ready.
+
+    Raises FailedRolloutError where it does not come up; it is ended then, and has had no call.
+    """
+    name = spec.name
+    deployer.set_canary(name, spec, 0)
+    try:
+        _wait(deployer, name, on_status, timeout_s, is_done=_canary_answers, check=_check_canary)
+    except _VerdictError as error:
+        lines = _last_lines(deployer, name, deployer.status(name).canary_replicas)
+        deployer.set_canary(name, None, 0)
+        raise FailedRolloutError(spec, error.message, lines, "it has had no call, and was ended") from error
+    deployer.set_canary(name, spec, percent)
+    return deployer.status(name)
+
+
+def promote(deployer: Deployer, status: Status, on_status: OnStatus, *, timeout_s: float) -> Status:
+    """Give all calls to the canary, which becomes the deployment, with as many replicas as that has.
+
+    Raises UsageError where there is none.
+    """
     if status.canary is None:
         raise UsageError(
             f"{status.name} has no canary",
             cure=f"modelkit rollout {status.name} chat:v4 --percent 10 starts one",
         )
-    _put(deployer, status.record, status.canary, on_status, timeout_s=timeout_s)
+    spec = status.canary.scaled(status.min_replicas, status.max_replicas)
+    _put(deployer, status.record, spec, on_status, timeout_s=timeout_s)
     deployer.set_canary(status.name, None, 0)
     return deployer.status(status.name)
 
 
-def wait_until_ready(
+def scale(
     deployer: Deployer,
     name: str,
-    on_status: Callable[[Status], None],
+    min_replicas: int,
+    max_replicas: int,
+    on_status: OnStatus,
     *,
     timeout_s: float,
-    is_done: Callable[[Status], bool] = lambda status: status.state in {"running", "idle"},
 ) -> Status:
-    """Wait for a deployment. Raises DeployError where it fails, or is not there in time; nothing is changed."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        status = deployer.status(name)
-        on_status(status)
-        if is_done(status):
-            return status
-        said = "; ".join(reasons(status))
-        if status.state == "failed":
-            raise DeployError(said or "its replicas end as they start")
-        if time.monotonic() > deadline:
-            raise DeployError(
-                f"it is not ready after {timeout_s:.0f} s{f': {said}' if said else ''}",
-                cure="give it longer with --timeout SECONDS",
-            )
-        time.sleep(_POLL_S)
+    """Change the bounds, and wait until the replicas are within them. Raises UsageError for bounds that cannot be."""
+    spec = deployer.status(name).record.spec
+    if max_replicas < max(1, min_replicas):
+        raise UsageError(
+            f"at least {min_replicas} and at most {max_replicas} replicas cannot be",
+            cure="let --max be as much as --min, and at least 1",
+        )
+    if min_replicas == 0 and spec.parsed_config().deployment.mode == "dedicated":
+        raise UsageError(
+            f"{name} is dedicated: at least one replica always runs",
+            cure=f"`modelkit stop {name}` ends it; deployed with --mode serverless, none runs while there are no calls",
+        )
+    deployer.scale(name, min_replicas, max_replicas)
+
+    def is_within(status: Status) -> bool:
+        return status.state in {"running", "idle"} and min_replicas <= status.num_ready <= max_replicas
+
+    return _wait(deployer, name, on_status, timeout_s, is_done=is_within)
+
+
+# ------------------------------------------------------------------------------------------------------------- waiting
 
 
 def _put(
-    deployer: Deployer,
-    current: Record | None,
-    spec: DeploymentSpec,
-    on_status: Callable[[Status], None],
-    *,
-    timeout_s: float,
+    deployer: Deployer, current: Record | None, spec: DeploymentSpec, on_status: OnStatus, *, timeout_s: float
 ) -> Status:
-    """Apply a specification that was delivered, and wait for it."""
-    record = Record(spec) if current is None else current.followed_by(spec)
+    """Apply a specification that was delivered, and wait for it; where it does not come up, put `current` back."""
+    record = Record(spec) if current is None or not current.is_readable else current.followed_by(spec)
     try:
         deployer.apply(record)
-        return wait_until_ready(
-            deployer, spec.name, on_status, timeout_s=timeout_s, is_done=lambda status: _answers(status, spec)
+        return _wait(
+            deployer,
+            spec.name,
+            on_status,
+            timeout_s,
+            is_done=_is_up,
+            check=lambda status: _check(status, record),
         )
     except UnknownDeploymentError:
         raise DeployError(
@@ -176,39 +217,161 @@ def _put(
             cure="somebody else has stopped it; deploy it again",
         ) from None
     except DeployError as error:
-        lines = _last_lines(deployer, spec)
-        serving = _take_back(deployer, current, spec.name)
+        # What was refused, or has given way to what somebody else deployed, is not ours to take back.
+        if not isinstance(error, _VerdictError) and not _holds(deployer, record):
+            raise
+        lines = _last_lines(deployer, spec.name, _failing(deployer, spec))
+        serving = _take_back(deployer, current, record, on_status, timeout_s=timeout_s)
         raise FailedRolloutError(spec, error.message, lines, serving) from error
 
 
-def _answers(status: Status, spec: DeploymentSpec) -> bool:
-    """Tell whether it is this specification that answers, and not still the one before."""
-    return status.state in {"running", "idle"} and status.record.spec == spec
+def _wait(
+    deployer: Deployer,
+    name: str,
+    on_status: OnStatus,
+    timeout_s: float,
+    *,
+    is_done: Callable[[Status], bool],
+    check: Callable[[Status], None] = lambda _: None,
+) -> Status:
+    """Look again and again until it is done. A compute that does not answer for a moment is no reason to give up.
+
+    Raises _VerdictError once the deployment has failed for a while, or when the time is over, and what `check` raises.
+    """
+    began_at = time.monotonic()
+    failed_since: float | None = None
+    said = ""
+    last: Status | None = None
+    while True:
+        try:
+            last = deployer.status(name)
+        except UnknownDeploymentError:
+            raise
+        except DeployError as error:
+            said = f"{deployer.compute.name} does not answer: {error.message}"
+            if last is not None:
+                on_status(replace(last, reason=said))
+        else:
+            said = "; ".join(reasons(last))
+            on_status(last)
+            check(last)
+            if is_done(last):
+                return last
+            # A compute may call it failed for a moment: one health check that was late.
+            failed_since = None if last.state != "failed" else failed_since or time.monotonic()
+            if failed_since is not None and time.monotonic() - failed_since >= _FAILED_FOR_S:
+                raise _VerdictError(said or "its replicas end as they start")
+        waited_s = time.monotonic() - began_at
+        if waited_s > timeout_s:
+            raise _VerdictError(f"it is not ready after {timeout_s:.0f} s{f': {said}' if said else ''}")
+        time.sleep(min(_POLL_S + waited_s / 60, _MAX_POLL_S))
 
 
-def _last_lines(deployer: Deployer, spec: DeploymentSpec) -> tuple[LogLine, ...]:
-    """Return what the replicas of a version that fails have said; nothing where even that cannot be read."""
+def _is_up(status: Status) -> bool:
+    return status.state in {"running", "idle"}
+
+
+def _check(status: Status, record: Record) -> None:
+    """Raise DeployError where it is no longer our change that is under way. Other bounds are the same change."""
+    if not _is_same(status.record, record):
+        raise _changed_by_others(status.name, status.record)
+
+
+def _canary_answers(status: Status) -> bool:
+    return bool(status.canary_replicas) and all(each.state == "ready" for each in status.canary_replicas)
+
+
+def _check_canary(status: Status) -> None:
+    failed = next((each for each in status.canary_replicas if each.state == "failed"), None)
+    if status.canary is None:
+        raise DeployError(
+            f"the canary of {status.name} has gone", cure="somebody else has ended it; start it again"
+        )
+    if failed is not None:
+        raise _VerdictError(failed.reason or "its replicas end as they start")
+
+
+def _current(deployer: Deployer, name: str) -> Record | None:
+    try:
+        return deployer.status(name).record
+    except UnknownDeploymentError:
+        return None
+
+
+def _is_same(one: Record | None, other: Record | None) -> bool:
+    """Tell whether two records mean the same replicas, however many."""
+    if one is None or other is None:
+        return one is other
+    return one.spec.of_replica() == other.spec.of_replica()
+
+
+def _holds(deployer: Deployer, record: Record) -> bool:
+    """Tell whether the compute has a record; not where it does not answer."""
+    try:
+        return _is_same(_current(deployer, record.spec.name), record)
+    except DeployError:
+        return False
+
+
+def _changed_by_others(name: str, current: Record | None) -> DeployError:
+    now = f"{current.spec.version} is there now" if current is not None else "it is gone"
+    return DeployError(
+        f"somebody else has changed {name} meanwhile: {now}",
+        cure=f"see `modelkit status {name}`; deploy again where yours is to be there",
+    )
+
+
+def _failing(deployer: Deployer, spec: DeploymentSpec) -> tuple[Replica, ...]:
     try:
         replicas = deployer.status(spec.name).replicas
-        failing = [each for each in replicas if each.state != "ready" and each.version in {"", spec.version}]
-        names = [each.name for each in failing][:1]
-        lines = (
-            deployer.logs(spec.name, replica=name, num_lines=_NUM_LAST_LINES, follow=False) for name in names
+    except DeployError:
+        return ()
+    return tuple(each for each in replicas if each.state != "ready" and each.version in {"", spec.version})
+
+
+def _last_lines(deployer: Deployer, name: str, replicas: Sequence[Replica]) -> tuple[LogLine, ...]:
+    """Return what the worst of some replicas has said; nothing where even that cannot be read."""
+    worst = sorted(replicas, key=lambda each: each.state != "failed")[:1]
+    try:
+        return tuple(
+            line
+            for each in worst
+            for line in islice(
+                deployer.logs(name, replica=each.name, num_lines=_NUM_LAST_LINES), _NUM_LAST_LINES
+            )
         )
-        return tuple(line for each in lines for line in islice(each, _NUM_LAST_LINES))
     except DeployError:
         return ()
 
 
-def _take_back(deployer: Deployer, current: Record | None, name: str) -> str:
-    """Put back what was there before; return the version that serves then."""
-    if current is None:
-        with suppress(UnknownDeploymentError):
-            deployer.delete(name)
-        return ""
-    deployer.apply(current)
-    wait_until_ready(deployer, name, lambda _: None, timeout_s=_TAKE_BACK_TIMEOUT_S)
-    return current.spec.version
+def _take_back(
+    deployer: Deployer, current: Record | None, record: Record, on_status: OnStatus, *, timeout_s: float
+) -> str:
+    """Put back what was there before; return in words what has become of it. Never raises what a compute raises."""
+    name = record.spec.name
+    try:
+        if not _is_same(_current(deployer, name), record):
+            return "somebody else has changed the deployment meanwhile, and it was left so"
+        if current is None:
+            with suppress(UnknownDeploymentError):
+                deployer.delete(name)
+            return "nothing of it is left on the compute"
+        deployer.apply(current)
+        before = current.spec.version
+        try:
+            _wait(
+                deployer,
+                name,
+                on_status,
+                timeout_s,
+                is_done=_is_up,
+                check=lambda status: _check(status, current),
+            )
+        except (DeployError, UsageError) as error:
+            return f"{before} was put back, and does not answer yet: {error.message}"
+    except (DeployError, UsageError) as error:
+        return f"putting back what was there failed too: {error.message}"
+    return f"{before} goes on serving"
 
 
 # ------------------------------------------------------------------------------------------------------------- changes

@@ -11,7 +11,7 @@ from typing import Any
 
 from modelkit.config import load_config
 from modelkit.deploy.base import Origin
-from modelkit.deploy.record import DeploymentSpec
+from modelkit.deploy.record import DeploymentSpec, without_scaling
 from modelkit.errors import Problem, RegistryError, UsageError
 from modelkit.package import read_member
 from modelkit.registry import LayoutReference, Reference
@@ -62,7 +62,9 @@ def deployment_name(model_id: str) -> str:
 def _read_folder(path: Path, wishes: Wishes) -> Target:
     folder = read_folder(path, environment=wishes.environment, overrides=wishes.overrides)
     content = folder.content
-    identity = json.dumps([content.package.digest, content.environment, list(content.overrides)])
+    # The same model with other bounds is no other version.
+    settings = [content.environment, list(without_scaling(content.overrides))]
+    identity = json.dumps([content.package.digest, *settings])
     digest = f"sha256:{hashlib.sha256(identity.encode()).hexdigest()}"
     spec = _spec(
         wishes,

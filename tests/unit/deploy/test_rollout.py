@@ -12,7 +12,8 @@ from modelkit.deploy.rollout import (
     promote,
     roll_back,
     roll_out,
-    wait_until_ready,
+    scale,
+    start_canary,
 )
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
@@ -24,8 +25,9 @@ class Computed:
     compute = Compute(name="memory", kind="docker", address="none")
 
     def __init__(self, *, num_polls=1, broken=()):
-        self.records, self.applied, self.canaries, self.deleted = {}, [], {}, []
+        self.records, self.applied, self.canaries, self.deleted, self.shares = {}, [], {}, [], []
         self.num_polls, self.broken = num_polls, set(broken)
+        self.meanwhile = {}  # what happens at the given look after an apply: raises, or changes something
         self._looks = count()
         self._since = 0
 
@@ -39,33 +41,44 @@ class Computed:
         self._since = next(self._looks)
 
     def status(self, name):
+        looks = next(self._looks) - self._since
+        self.meanwhile.pop(looks, lambda: None)()
         if name not in self.records:
             raise UnknownDeploymentError("memory", name, list(self.records))
-        record, looks = self.records[name], next(self._looks) - self._since
-        version = record.spec.version
-        replica = Replica(name="r1", state="starting", version=version, reason="loading weights")
-        state = "updating"
-        if version in self.broken:
-            replica, state = (
-                Replica(name="r1", state="failed", version=version, reason="exit code 3"),
-                "failed",
-            )
-        elif looks > self.num_polls:
-            replica, state = Replica(name="r1", state="ready", version=version), "running"
+        record = self.records[name]
+        replica, state = self._replica(record.spec.version, looks)
+        canary, percent = self.canaries.get(name, (None, 0))
+        bounds = record.spec.parsed_config().deployment
         return Status(
             name=name,
             record=record,
             state=state,
-            replicas=(replica,),
+            replicas=(replica,) * max(1, bounds.min_replicas),
             num_wanted=1,
-            canary=self.canaries.get(name),
+            min_replicas=bounds.min_replicas,
+            max_replicas=bounds.max_replicas,
+            canary=canary,
+            canary_percent=percent,
+            canary_replicas=() if canary is None else (self._replica(canary.version, looks)[0],),
         )
+
+    def _replica(self, version, looks):
+        if version in self.broken:
+            return Replica(name="r1", state="failed", version=version, reason="exit code 3"), "failed"
+        if looks > self.num_polls:
+            return Replica(name="r1", state="ready", version=version), "running"
+        return Replica(name="r1", state="starting", version=version, reason="loading weights"), "updating"
 
     def logs(self, name, *, replica=None, num_lines=100, follow=False):
         yield LogLine(replica=replica, text="ImportError: no module named torch")
 
+    def scale(self, name, min_replicas, max_replicas):
+        self.records[name] = self.records[name].scaled(min_replicas, max_replicas)
+
     def set_canary(self, name, spec, percent):
-        self.canaries[name] = spec
+        self.canaries[name] = (spec, percent)
+        self.shares.append(percent)
+        self._since = next(self._looks)
 
     def delete(self, name):
         self.deleted.append(name)
@@ -74,7 +87,8 @@ class Computed:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(rollout, "_POLL_S", 0.0)
+    for name in ("_POLL_S", "_MAX_POLL_S", "_FAILED_FOR_S"):
+        monkeypatch.setattr(rollout, name, 0.0)
 
 
 def spec(version="v1", **fields):
@@ -149,8 +163,7 @@ def test_a_bad_version_is_taken_back():
     with pytest.raises(FailedRolloutError) as caught:
         put(compute, spec("v2"))
     assert compute.records["chat"] == before
-    assert caught.value.serving == "v1"
-    assert "v1 goes on serving" in caught.value.message
+    assert caught.value.serving == "v1 goes on serving"
     assert "exit code 3" in caught.value.message
     assert caught.value.last_lines == (LogLine(replica="r1", text="ImportError: no module named torch"),)
 
@@ -164,16 +177,84 @@ def test_a_bad_first_version_leaves_nothing():
 
 
 def test_one_that_somebody_else_stops_is_not_put_back():
-    compute = Computed(num_polls=10_000)
-    put_away = iter([None, None])
-
-    def stop(status):
-        if next(put_away, "gone") == "gone":
-            compute.records.pop("chat", None)
-
+    compute = Computed(num_polls=10)
+    compute.meanwhile[3] = compute.records.clear
     with pytest.raises(DeployError, match="has gone while it was deployed"):
-        put(compute, spec("v1"), stop)
+        put(compute, spec("v1"))
     assert compute.records == {}
+
+
+def refuse():
+    raise DeployError("compute memory does not answer in time")
+
+
+def test_a_look_that_fails_is_no_verdict():
+    compute, seen = Computed(num_polls=6), []
+    compute.meanwhile |= {2: refuse, 4: refuse}
+    assert put(compute, spec("v1"), seen.append).state == "running"
+    assert "memory does not answer: compute memory does not answer in time" in [each.reason for each in seen]
+    assert compute.deleted == []
+
+
+def test_other_bounds_meanwhile_are_the_same_change():
+    compute = Computed(num_polls=6)
+    compute.meanwhile[3] = lambda: compute.scale("chat", 4, 4)
+    status = put(compute, spec("v1"))
+    assert (status.state, status.min_replicas) == ("running", 4)
+    assert len(compute.applied) == 1
+
+
+def test_what_somebody_else_deploys_meanwhile_stays():
+    compute = Computed(num_polls=6)
+    put(compute, spec("v1"))
+    others = Record(spec("v3").delivered("artifact of v3"))
+    compute.meanwhile[3] = lambda: compute.records.update(chat=others)
+    with pytest.raises(DeployError, match="somebody else has changed chat meanwhile: v3 is there now"):
+        put(compute, spec("v2"))
+    assert compute.records["chat"] == others
+
+
+def test_what_was_deployed_while_it_was_delivered_stays():
+    compute = Computed()
+    put(compute, spec("v1"))
+    plan = make_plan(compute, spec("v2"))
+    others = put(compute, spec("v3")).record
+    with pytest.raises(DeployError, match="somebody else has changed"):
+        roll_out(compute, plan, Origin(), Delivery(progress=NO_PROGRESS), lambda _: None, timeout_s=30)
+    assert compute.records["chat"] == others
+
+
+def test_a_change_that_was_refused_takes_nothing_back():
+    compute = Computed()
+    put(compute, spec("v1"))
+    before = list(compute.applied)
+    compute.apply = lambda record: refuse()
+    with pytest.raises(DeployError, match="does not answer in time") as caught:
+        put(compute, spec("v2"))
+    assert not isinstance(caught.value, FailedRolloutError)
+    assert compute.applied == before
+
+
+def test_the_cause_is_told_also_where_the_old_version_does_not_come_back():
+    compute = Computed(broken={"v2"})
+    put(compute, spec("v1"))
+    compute.broken.add("v1")
+    with pytest.raises(FailedRolloutError) as caught:
+        put(compute, spec("v2"))
+    assert "exit code 3; v1 was put back, and does not answer yet" in caught.value.message
+    assert caught.value.last_lines
+    apply = compute.apply
+    compute.apply = lambda record: apply(record) if record.spec.version != "v1" else refuse()
+    compute.broken.discard("v1")
+    with pytest.raises(FailedRolloutError, match="exit code 3; putting back what was there failed too"):
+        put(compute, spec("v2"))
+
+
+def test_a_deployment_goes_on_asking_for_its_key():
+    compute = Computed()
+    put(compute, spec("v1", api_key_env="CHAT_KEY"))
+    assert make_plan(compute, spec("v2")).spec.api_key_env == "CHAT_KEY"
+    assert make_plan(compute, spec("v2", api_key_env="OTHER")).spec.api_key_env == "OTHER"
 
 
 def test_the_version_before_comes_back():
@@ -199,17 +280,49 @@ def test_one_that_was_never_there_cannot_come_back():
 
 def test_waiting_has_an_end():
     compute = Computed(num_polls=10**9)
-    compute.apply(Record(spec()))
-    with pytest.raises(DeployError, match=r"not ready after 0 s: loading weights"):
-        wait_until_ready(compute, "chat", lambda _: None, timeout_s=0)
+    plan = make_plan(compute, spec())
+    with pytest.raises(FailedRolloutError, match=r"not ready after 0 s: loading weights"):
+        roll_out(compute, plan, Origin(), Delivery(progress=NO_PROGRESS), lambda _: None, timeout_s=0)
 
 
-def test_a_canary_becomes_the_deployment():
-    compute = Computed()
+def test_a_canary_gets_calls_once_it_is_ready_and_becomes_the_deployment():
+    compute = Computed(num_polls=3)
     put(compute, spec("v1"))
-    compute.set_canary("chat", spec("v2").delivered("artifact of v2"), 10)
-    status = promote(compute, compute.status("chat"), lambda _: None, timeout_s=30)
+    compute.scale("chat", 5, 5)
+    status = start_canary(compute, spec("v2").delivered("artifact of v2"), 10, lambda _: None, timeout_s=30)
+    assert compute.shares == [0, 10]
+    assert (status.canary.version, status.canary_percent) == ("v2", 10)
+    status = promote(compute, status, lambda _: None, timeout_s=30)
     assert status.record.spec.version == "v2"
-    assert status.canary is None
+    assert (status.canary, status.min_replicas) == (None, 5)
     with pytest.raises(UsageError, match="has no canary"):
         promote(compute, status, lambda _: None, timeout_s=30)
+
+
+def test_a_canary_that_does_not_come_up_never_gets_a_call():
+    compute = Computed(broken={"v2"})
+    before = put(compute, spec("v1")).record
+    with pytest.raises(FailedRolloutError, match="exit code 3; it has had no call, and was ended"):
+        start_canary(compute, spec("v2"), 10, lambda _: None, timeout_s=30)
+    assert compute.shares == [0, 0]
+    assert compute.canaries["chat"][0] is None
+    assert compute.records["chat"] == before
+
+
+def test_scaling_waits_until_the_replicas_are_there():
+    compute = Computed()
+    put(compute, spec("v1"))
+    status = scale(compute, "chat", 3, 4, lambda _: None, timeout_s=30)
+    assert (status.num_ready, status.min_replicas, status.max_replicas) == (3, 3, 4)
+    assert len(compute.applied) == 1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"), [((3, 2), "cannot be"), ((0, 0), "cannot be"), ((0, 2), "is dedicated")]
+)
+def test_bounds_that_cannot_be_change_nothing(bounds, message):
+    compute = Computed()
+    before = put(compute, spec("v1")).record
+    with pytest.raises(UsageError, match=message):
+        scale(compute, "chat", *bounds, lambda _: None, timeout_s=30)
+    assert compute.records["chat"] == before
