@@ -230,9 +230,13 @@ def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deploye
     cluster.docker("kill", "--signal", "KILL", cluster.container_of(victim))
     with Client(url) as client:
         until(lambda: _answers(client))
-    until(lambda: deployer.status(name).num_ready == 2)
-    replica = next(each for each in deployer.status(name).replicas if each.name == victim)
-    assert replica.num_restarts == 1
+
+    def restarted():
+        status = deployer.status(name)
+        replica = next(each for each in status.replicas if each.name == victim)
+        return replica.num_restarts == 1 and status.num_ready == 2
+
+    until(restarted)
 
 
 def _answers(client):
@@ -382,7 +386,7 @@ apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata:
   name: {plural}.gateway.networking.k8s.io
-  annotations: {{api-approved.kubernetes.io: unapproved, a stand-in for tests}}
+  annotations: {{api-approved.kubernetes.io: "unapproved, a stand-in for tests"}}
 spec:
   group: gateway.networking.k8s.io
   scope: Namespaced
