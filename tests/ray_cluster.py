@@ -98,11 +98,17 @@ class RayCluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_enable_worker_prestart": "0",
             "RAY_worker_niceness": "0",
+            # Replicas of two nodes on one machine may get the same gRPC port, and Ray opens it with SO_REUSEPORT: so they
+            # are kept on one node while there is room.
+            "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
             # A node that is killed is to be missed in seconds, not in a minute.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_timeout_ms": "2000",
-            "RAY_health_check_failure_threshold": "3",
+            "RAY_health_check_timeout_ms": "10000",
+            "RAY_health_check_failure_threshold": "5",
+            # Two cores that others use too.
+            "RAY_raylet_start_wait_time_s": "120",
+            "RAY_agent_register_timeout_ms": "120000",
             "MODELKIT_CACHE_DIR": str(folder / "cache"),
             **(extra_environment or {}),
         }
@@ -128,12 +134,12 @@ class RayCluster:
 
     def start(self):
         self.wait_for(self.api.nodes, lambda nodes: nodes)
-        for kind in GPUS:  # one by one: two that start at once on one machine take each other's ports
+        for kind in GPUS:
             self.add_worker(kind)
-            self.wait_for(self.api.nodes, lambda nodes: len(nodes) == 1 + len(self.workers))
         return self
 
     def add_worker(self, kind):
+        """Start a worker and wait until it has joined: two that start at once on one machine take each other's ports."""
         arguments = [
             f"--address=127.0.0.1:{self.gcs_port}",
             "--num-cpus=8",
@@ -141,9 +147,10 @@ class RayCluster:
             f"--labels=ray.io/accelerator-type={kind}",
             f'--resources={{"accelerator_type:{kind}": 1}}',
         ]
-        node = Node(self.folder, f"{kind.lower()}-{len(self.workers)}", arguments, self.environment)
+        num_before = len(self.api.nodes())
+        node = Node(self.folder, f"{kind.lower()}-{secrets.token_hex(2)}", arguments, self.environment)
         self.workers.append(node)
-        return node
+        self.wait_for(self.api.nodes, lambda nodes: len(nodes) > num_before)
 
     def set_up(self):
         """As `modelkit compute setup` does, but at ports that are free here and with one proxy: the nodes share an address."""

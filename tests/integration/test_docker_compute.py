@@ -1,16 +1,19 @@
 """Deployments on a real Docker daemon: rolled out under load, taken back, scaled, killed, stopped."""
 
+import asyncio
 import contextlib
 import getpass
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from modelkit.computes import Compute, add_compute
 from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
+from modelkit.deploy.docker.deliver import image_tag
 from modelkit.errors import CallError, DeployError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
 from modelkit.versions.names import open_version, version_reference
@@ -162,6 +166,9 @@ def name(host):
     volumes = host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={made}").split()
     if volumes:
         host.docker("volume", "rm", *volumes)
+    tags = host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"modelkit/{made}").split()
+    if tags:
+        host.docker("image", "rm", *tags)
 
 
 def test_it_is_deployed_called_and_leaves_nothing(host, name):
@@ -444,6 +451,38 @@ def test_what_changes_at_the_same_moment_is_refused(host, name):
                 write_state(connected, state)
 
 
+def test_a_stop_that_was_cut_off_is_gone_on_with(host, name):
+    from modelkit.computes.docker_api import docker_host
+    from modelkit.deploy.docker.state import read_state, write_state
+
+    with host.deployer() as deployer:
+        host.put(deployer, host.spec(name, "v1", num_replicas=2))
+        with docker_host(host.compute) as connected:
+            write_state(connected, replace(read_state(connected, name, []), is_stopping=True))
+        host.docker("rm", "--force", host.containers(name)[0].split()[0])
+        status = deployer.status(name)
+        assert status.state == "stopping"
+        assert f"modelkit stop {name}" in status.reason
+        deployer.delete(name)
+        assert host.containers(name) == []
+        with pytest.raises(UnknownDeploymentError):
+            deployer.status(name)
+
+
+def test_images_of_versions_that_cannot_come_back_are_untagged(host, name):
+    with host.deployer() as deployer:
+        first = host.put(deployer, host.spec(name, "v1"))
+        for tag in (host.spec(name, "v1"), host.spec(name, "v2"), host.spec(name, "v3")):
+            host.docker("tag", tag.artifact, image_tag(tag))
+        host.put(deployer, host.spec(name, "v2"), first.record)
+        until(deployer, name, lambda status: len(status.replicas) == 1)
+        deployer.status(name)
+        tags = host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"modelkit/{name}").split()
+        assert sorted(tags) == sorted(map(image_tag, (host.spec(name, "v1"), host.spec(name, "v2"))))
+        deployer.delete(name)
+        assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
+
+
 def test_the_record_survives_a_prune_of_volumes(host, name):
     with host.deployer() as deployer:
         first = host.put(deployer, host.spec(name, "v1"))
@@ -458,12 +497,12 @@ def test_the_record_survives_a_prune_of_volumes(host, name):
 def test_a_machine_without_gpus_says_so(host, name):
     spec = host.spec(name, "v1")
     config = {**spec.config, "compute": {**spec.config["compute"], "num_accelerators": 1}}
-    from dataclasses import replace
-
     with host.deployer() as deployer, pytest.raises(DeployError, match="cannot give a GPU") as caught:
         deployer.apply(Record(replace(spec, config=config)))
     assert "nvidia-container-toolkit" in caught.value.cure
     assert host.containers(name) == []
+    looking = host.docker("ps", "--all", "--quiet", "--filter", f"ancestor={spec.artifact}")
+    assert looking == ""
 
 
 def test_check_says_what_the_host_is(host):
@@ -692,3 +731,84 @@ def test_a_host_that_cannot_be_reached_says_why(host, address, what):
         ((message, cure),) = deployer.check().problems
     assert what in message
     assert cure
+
+
+# -------------------------------------------------------------------------------------------------------- over TLS
+
+
+@pytest.fixture
+def tls_port(tmp_path):
+    """The daemon behind TLS on loopback, as dockerd itself would listen: it asks for a certificate of its own authority."""
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", certificates / "key.pem", "-out", certificates / "cert.pem"]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    shutil.copy(certificates / "cert.pem", certificates / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
+    context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def relay(reader, writer):
+        try:
+            while piece := await reader.read(65536):
+                writer.write(piece)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader, writer):
+        far_reader, far_writer = await asyncio.open_unix_connection("/var/run/docker.sock")
+        await asyncio.gather(relay(reader, far_writer), relay(far_reader, writer), return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    starting = asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    server = asyncio.run_coroutine_threadsafe(starting, loop).result(30)
+
+    async def end():
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    yield server.sockets[0].getsockname()[1], certificates
+    asyncio.run_coroutine_threadsafe(end(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_a_host_is_reached_over_tls(host, tls_port, tmp_path, monkeypatch):
+    port, certificates = tls_port
+    compute = Compute(name="tls", kind="docker", address=f"tcp://127.0.0.1:{port}")
+
+    def problem(found=compute):
+        with host.deployer(found) as deployer:
+            problems = deployer.check().problems
+        return "; ".join(": ".join(each) for each in problems)
+
+    assert "DOCKER_CERT_PATH" in problem()  # without TLS
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(certificates))
+    assert problem() == ""
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    assert "which cannot be read" in problem()
+    monkeypatch.delenv("DOCKER_CERT_PATH")
+    # The authority alone: the daemon wants to know who asks.
+    assert problem(replace(compute, ca_path=str(certificates / "ca.pem")))

@@ -74,12 +74,25 @@ def test_the_client_loads_no_engine_and_no_server():
     assert loaded & (HEAVY - {"google", "grpc"} | {"pydantic", "uvloop", "yaml"}) == set()
 
 
+def test_deploying_to_a_ray_cluster_needs_no_ray():
+    assert "ray" not in loaded_by(
+        "import modelkit.deploy.ray_serve.deployer, modelkit.deploy.ray_serve.local"
+    )
+
+
+def test_rays_proxies_load_the_contract_and_little_else():
+    loaded = loaded_by("import modelkit.inference.contract")
+    assert loaded & (HEAVY - {"google", "grpc"} | {"aiohttp", "pydantic", "yaml"}) == set()
+
+
 def test_a_model_can_be_written_without_heavy_libraries():
     assert loaded_by("from modelkit import LLM, Field, Image, Model, Tensor, method") & HEAVY == set()
 
 
-def test_the_client_is_ready_in_a_fifth_of_a_second():
-    assert cpu_seconds("from modelkit import Client") - cpu_seconds("pass") < 0.2
+def test_the_client_costs_little_more_than_the_grpc_that_it_needs():
+    nothing = cpu_seconds("pass")
+    grpc = cpu_seconds("import grpc, grpc.aio; from google.protobuf import struct_pb2") - nothing
+    assert cpu_seconds("from modelkit import Client") - nothing < 2.5 * grpc  # 1.8 when this was written
 
 
 INTERRUPTED = """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Overrides
 from modelkit.errors import ModelkitError, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="[TARGET ...]",
-            help="A model folder, http://... (OpenAI's API), or host:port (modelkit's gRPC). Default: the folder here.",
+            help="A model folder, http://... (OpenAI's API), host:port or modelkit://COMPUTE/NAME (modelkit's gRPC). Default: the folder here.",
         ),
     ] = None,
     *,
@@ -133,12 +134,8 @@ def command(
         int | None,
         typer.Option(min=1, help="Processes of the client. Default: 1, more where it is the bottleneck."),
     ] = None,
-    environment: Annotated[
-        str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key: engine.max_model_len=8192.")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     output: Annotated[
         Path | None,
         typer.Option(

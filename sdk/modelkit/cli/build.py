@@ -10,6 +10,7 @@ import typer
 
 from modelkit.cli import console
 from modelkit.cli.checkpoints import load_folder, prepare_checkpoints
+from modelkit.cli.options import Environment, Overrides
 from modelkit.errors import UsageError
 from modelkit.progress import size_text
 
@@ -58,12 +59,8 @@ def command(
     compose: Annotated[
         bool, typer.Option("--compose", help="Write a compose.yaml into the folder too.")
     ] = False,
-    environment: Annotated[
-        str | None, typer.Option("--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key: build.image=...")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
     """Build the image of a model."""

@@ -148,17 +148,17 @@ def remove(name: _Name) -> None:
     """Forget a compute; what runs there runs on. The private Ray of this machine ends."""
     from modelkit.computes import LOCAL_RAY, remove_compute
 
-    if name == LOCAL_RAY:
-        from modelkit.deploy.ray_serve.local import end_local_ray
+    if name != LOCAL_RAY:
+        remove_compute(name)
+        console.success(f"{name} is removed; what runs there runs on")
+        return
+    from modelkit.deploy.ray_serve.local import end_local_ray
 
-        with console.status("ending the private Ray"):
-            was_there = end_local_ray()
-        if not was_there:
-            raise UsageError(
-                "no private Ray runs on this machine", cure=f"`--compute {LOCAL_RAY}` starts one"
-            )
-    remove_compute(name)
-    console.success(f"{name} is removed" if name != LOCAL_RAY else f"{name} has ended, with everything on it")
+    with console.status("ending the private Ray"):
+        was_there = end_local_ray()
+    if not was_there:
+        raise UsageError("no private Ray runs on this machine", cure=f"`--compute {LOCAL_RAY}` starts one")
+    console.success(f"{LOCAL_RAY} has ended, with everything on it")
 
 
 SUBCOMMANDS = {"add": add, "list": show, "check": check, "setup": setup, "remove": remove}

@@ -87,16 +87,14 @@ def deploy(target: str, options: DeployOptions) -> int:
 
 def compute_named(name: str) -> "Compute":
     """Return a compute; the private Ray of this machine is started where it does not run."""
-    from modelkit.computes import LOCAL_RAY, add_compute, find_compute
+    from modelkit.computes import LOCAL_RAY, find_compute
 
     if name != LOCAL_RAY:
         return find_compute(name)
     from modelkit.deploy.ray_serve.local import ensure_local_ray
 
-    with console.status("starting a private Ray") as show:
-        compute = ensure_local_ray(show)
-    add_compute(compute, replace=True)
-    return compute
+    with console.status("looking for the private Ray of this machine") as show:
+        return ensure_local_ray(show)
 
 
 def read(target: str, compute: "Compute", options: DeployOptions) -> "Target":

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Offline, Overrides
 
 __all__ = ["command"]
 
@@ -13,18 +14,12 @@ __all__ = ["command"]
 def command(
     path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
     *,
-    environment: Annotated[
-        str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key: checkpoints.revision=v2.")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read what is in place too, and fetch anew what is damaged.")
     ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Open no connection: say whether everything is in place.")
-    ] = False,
+    offline: Offline = False,
     json: Annotated[bool, typer.Option("--json", help="Print each checkpoint's folder as JSON.")] = False,
 ) -> None:
     """Fetch a model's weights: resumed, verified, once."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Overrides
 from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,13 +62,8 @@ def command(
     tensor_parallel_size: Annotated[
         int | None, typer.Option("--tp", min=1, metavar="N", help="GPUs that share each layer.")
     ] = None,
-    environment: Annotated[
-        str | None, typer.Option("--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key: engine.kv_cache_dtype=fp8."),
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Tell whether a model fits on a GPU.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Offline, Overrides
 from modelkit.errors import UsageError
 from modelkit.progress import size_text
 
@@ -27,15 +28,9 @@ def command(
     update: Annotated[
         bool, typer.Option("--update", help="Pin anew what is pinned already: branches where they are now.")
     ] = False,
-    environment: Annotated[
-        str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key: checkpoints.revision=v2.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Open no connection; with --check leave out what moved.")
-    ] = False,
+    environment: Environment = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Pin a model's checkpoints, file by file, in modelkit.lock."""

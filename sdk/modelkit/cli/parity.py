@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Overrides
 from modelkit.config import Config, load_config
 from modelkit.errors import ModelkitError, UsageError
 
@@ -37,12 +38,8 @@ def command(
     min_agreement: Annotated[
         float, typer.Option(min=0, max=1, help="Fail where an engine agrees less than this with the first.")
     ] = 0.0,
-    environment: Annotated[
-        str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key: engine.max_model_len=4096.")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> int:
     """Compare the answers of several engines on one folder."""

@@ -19,7 +19,7 @@ Address = Annotated[
         "--address",
         "-a",
         metavar="HOST:PORT",
-        help="Where the server is. [MODELKIT_ADDRESS, else localhost:50051]",
+        help="Where the server is, or modelkit://COMPUTE/NAME. [MODELKIT_ADDRESS, else localhost:50051]",
     ),
 ]
 ApiKeyEnv = Annotated[
@@ -51,4 +51,8 @@ def connect(address: str | None, api_key_env: str | None, *, tls: bool, ca: Path
     except UsageError as error:
         if "allow_plaintext_api_key" not in error.cure:
             raise
-        raise UsageError(error.message, cure="add --tls, or write a grpcs:// address") from error
+        raise UsageError(
+            error.message,
+            cure="add --tls, or write a grpcs:// address; where the network in between is trusted: "
+            "export MODELKIT_ALLOW_PLAINTEXT_API_KEY=1",
+        ) from error

@@ -16,6 +16,7 @@ from modelkit.cli.deployments import (
     opened,
     watched,
 )
+from modelkit.cli.options import Environment, Overrides
 from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,12 +42,8 @@ def command(
         bool, typer.Option("--promote", help="Give it all calls; the old version ends.")
     ] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Give it none; it ends.")] = False,
-    environment: Annotated[
-        str | None, typer.Option("--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     timeout_s: Timeout = DEFAULT_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:

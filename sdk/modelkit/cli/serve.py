@@ -16,6 +16,7 @@ import typer
 
 from modelkit.cli import console
 from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints, promise_offline
+from modelkit.cli.options import Environment, Offline, Overrides
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, find_config, load_config
@@ -98,12 +99,8 @@ def command(
             "--cors-origin", metavar="ORIGIN", help="Let web pages of this origin call over HTTP; * for all."
         ),
     ] = None,
-    environment: Annotated[
-        str | None, typer.Option("--env", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key: server.max_queue=64.")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     engine: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Run the model on another engine than config.yaml names."),
@@ -131,9 +128,7 @@ def command(
     profile_start: Annotated[
         bool, typer.Option("--profile-start", help="When ready, print what the time of the start went into.")
     ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Open no connection to fetch weights: they must be in place.")
-    ] = False,
+    offline: Offline = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and methods as JSON when ready.")
     ] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Overrides
 from modelkit.errors import BuildError, RegistryError, UsageError
 from modelkit.progress import size_text
 
@@ -65,12 +66,8 @@ def command(
     plain_http: Annotated[
         bool, typer.Option("--plain-http", help="Speak HTTP, unencrypted, to a registry that has no TLS.")
     ] = False,
-    environment: Annotated[
-        str | None, typer.Option("--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was uploaded as JSON.")] = False,
 ) -> None:
     """Upload a model folder as the next version of its model."""

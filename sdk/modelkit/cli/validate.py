@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import Environment, Overrides
 from modelkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -20,16 +21,8 @@ EXIT_PROBLEMS = 2
 def command(
     path: Annotated[Path, typer.Argument(help="The model folder, or its config.yaml.")] = Path(),
     *,
-    environment: Annotated[
-        str | None,
-        typer.Option(
-            "--env", metavar="NAME", help="Lay config.NAME.yaml over config.yaml.  [env: MODELKIT_ENV]"
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key: compute.num_accelerators=2."),
-    ] = None,
+    environment: Environment = None,
+    overrides: Overrides = None,
     output_format: Annotated[
         console.Format, typer.Option("--format", help="How problems are printed; github makes annotations.")
     ] = "text",

@@ -12,12 +12,13 @@ from modelkit.computes.locate import SCHEME, parse_url
 from modelkit.computes.store import find_compute
 from modelkit.errors import UsageError
 
-__all__ = ["ADDRESS_ENV", "API_KEY_ENV", "DEFAULT_ADDRESS", "TLS", "Settings"]
+__all__ = ["ADDRESS_ENV", "ALLOW_PLAINTEXT_ENV", "API_KEY_ENV", "DEFAULT_ADDRESS", "TLS", "Settings"]
 
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_PORT = 50051
 ADDRESS_ENV = "MODELKIT_ADDRESS"
 API_KEY_ENV = "MODELKIT_API_KEY"
+ALLOW_PLAINTEXT_ENV = "MODELKIT_ALLOW_PLAINTEXT_API_KEY"
 
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 _SCHEMES = {"grpc://": False, "grpcs://": True}
@@ -68,7 +69,7 @@ class Settings:
             raise UsageError(
                 f"the API key would travel to {target} in plain text",
                 cure="pass tls=True (or a grpcs:// address); where the network in between is trusted, "
-                "pass allow_plaintext_api_key=True",
+                f"pass allow_plaintext_api_key=True, or set {ALLOW_PLAINTEXT_ENV}=1",
             )
 
     @classmethod
@@ -98,7 +99,7 @@ class Settings:
             retry=retry,
             metadata=dict(metadata or {}),
             headers={name.lower(): value for name, value in (headers or {}).items()},
-            allow_plaintext_api_key=allow_plaintext_api_key,
+            allow_plaintext_api_key=allow_plaintext_api_key or os.environ.get(ALLOW_PLAINTEXT_ENV) == "1",
         )
         if not settings.names_deployment:  # where that is called is known once its compute was asked
             settings.check_plaintext(target)

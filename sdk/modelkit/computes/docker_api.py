@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ _FAULTS = (
     (r"https server|server gave http response|wrong_version_number|record layer failure", "one side speaks TLS and the other does not", "set DOCKER_CERT_PATH to the folder with ca.pem, cert.pem and key.pem, or give the CA: `modelkit compute add ... --ca FILE`"),
     (r"certificate_verify_failed|certificate verify failed|unknown ca|bad certificate|certificate required", "one of the two certificates is not trusted", "DOCKER_CERT_PATH has to name the folder with ca.pem, cert.pem and key.pem for this daemon"),
     (r"no such file|filenotfounderror|connection refused|errno 111", "no Docker daemon answers there", "start it (sudo systemctl start docker), or correct the address: `modelkit compute list`"),
-    (r"remote end closed|connection aborted|remotedisconnected|connection reset", "its Docker daemon does not answer", "see whether it runs, and whether this user may use its socket: `docker version` on that machine"),
+    (r"remote end closed|connection aborted|remotedisconnected|connection reset", "its Docker daemon does not answer", "see whether it runs: `docker version` on that machine; a port that speaks TLS needs DOCKER_CERT_PATH, the folder with ca.pem, cert.pem and key.pem"),
     (r"name or service not known|name resolution|nodename nor servname|getaddrinfo", "there is no host of that name", "correct the address: `modelkit compute list`"),
     (r"timed out|timeout", "its Docker daemon has not answered in time", "see whether the machine is up, and whether a firewall lets this one through"),
 )  # fmt: skip
@@ -110,9 +111,18 @@ def docker_host(compute: Compute, *, timeout_s: float | None = _TIMEOUT_S) -> It
             base_url = stack.enter_context(ssh_tunnel(compute.address))
         tls, environment = _tls(compute, base_url)
         with _translated(compute, "connect"):
+            _knock(base_url)
             client = _connect(base_url, tls, timeout_s)
         stack.callback(client.close)
         yield DockerHost(compute, client, {"DOCKER_HOST": base_url, "DOCKER_CONTEXT": "", **environment})
+
+
+def _knock(base_url: str) -> None:
+    """Raise OSError where nobody listens on a Unix socket: the SDK would leave a socket of its own open."""
+    parts = urlsplit(base_url)
+    if parts.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(parts.netloc + parts.path)
 
 
 def _connect(base_url: str, tls: Any, timeout_s: float | None) -> Any:
@@ -170,6 +180,8 @@ def _translated(compute: Compute, what: str) -> Iterator[None]:
     try:
         yield
     except docker.errors.APIError as error:
+        if "HTTPS server" in str(error):
+            raise _unreachable(compute, what, error) from error
         raise DeployError(
             f"the Docker daemon of {compute.name} refuses to {what}: {error.explanation or error}",
             cure="mend what it says; `modelkit compute check` looks at the whole host",

@@ -190,18 +190,14 @@ class RayApi:
             return
         where, status = f"compute {self.compute.name}", answer.status_code
         said = answer.text.strip()[:_MAX_SAID_CHARS]
-        if status == _UNAUTHORIZED:
-            if self.compute.token_env or "Authorization" in self._client.headers:
+        if status in {_UNAUTHORIZED, _FORBIDDEN}:
+            if "Authorization" in self._client.headers:
                 raise DeployError(
-                    f"{where} does not know the token", cure="give the one that the cluster was started with"
+                    f"{where} does not take the token", cure="give the one that the cluster was started with"
                 )
             raise DeployError(
                 f"{where} asks for a token",
                 cure=f"`modelkit compute add {self.compute.name} ... --token-env NAME`, with the token in that variable",
-            )
-        if status == _FORBIDDEN:
-            raise DeployError(
-                f"{where} refuses: the token may not do this", cure=f"Ray says: {said}" if said else ""
             )
         if status == _NOT_FOUND:
             raise DeployError(

@@ -172,13 +172,13 @@ def test_a_call_outlives_the_lane_that_it_is_on(deployments, caller):
     with serving("a") as a, serving("b") as b:
         deployments.put("chat", {"targets": [a.address]}, refresh_s=0.0)
         chat = caller()
-        assert chat.who() == "a"
-        deployments.put("chat", {"targets": [b.address]}, refresh_s=0.0)
+        moved = {"targets": [b.address]}
         if isinstance(chat, AsyncCaller):
 
             async def both():
                 stream = chat.client.generate(method="count", n=100)
                 first = await anext(stream)
+                deployments.put("chat", moved, refresh_s=0.0)
                 while await chat.client.predict(method="who") != "b":
                     await asyncio.sleep(0.01)
                 return [first, *[item async for item in stream]]
@@ -187,6 +187,7 @@ def test_a_call_outlives_the_lane_that_it_is_on(deployments, caller):
         else:
             stream = chat.client.generate(method="count", n=100)
             items = [next(stream)]
+            deployments.put("chat", moved, refresh_s=0.0)
             wait_for(lambda: chat.who() == "b")
             items += list(stream)
         assert items == ["a"] * 100

@@ -133,3 +133,26 @@ async def test_a_closed_asynchronous_client_says_so(server):
     await client.close()
     with pytest.raises(errors.FailedPreconditionError, match="the client is closed"):
         await client.predict(a=1)
+
+
+class RayFailure(Failure):
+    """As Ray Serve fails a call: with its name for it, and words of its own."""
+
+    def trailing_metadata(self):
+        return (("request_id", "5e2b"),)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "executed"),
+    [
+        (grpc.StatusCode.INTERNAL, errors.UnavailableError, True),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.OverloadedError, False),
+    ],
+)
+def test_what_ray_says_of_a_replica_is_no_fault_of_the_model(code, kind, executed):
+    error = RayFailure(code, "ray::ServeReplica Traceback: ActorDiedError")
+    failure = from_rpc_error(error, address="head:9000", deadline=Deadline(None), request_id="x")
+    assert type(failure) is kind
+    assert failure.executed is executed
+    assert "Traceback" not in failure.message
+    assert failure.cure

@@ -53,6 +53,9 @@ def test_a_key_never_leaves_the_machine_in_plain_text(kind):
     with pytest.raises(UsageError, match="plain text"):
         kind(f"grpc://{HOST}", api_key="sk-1")
     kind(HOST, api_key="sk-1", allow_plaintext_api_key=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELKIT_ALLOW_PLAINTEXT_API_KEY", "1")
+        kind(HOST, api_key="sk-1")
     kind(HOST, api_key="sk-1", tls=True)
     kind(f"grpcs://{HOST}", api_key="sk-1")
     kind("localhost", api_key="sk-1")

@@ -11,6 +11,7 @@ import pytest
 from modelkit.errors import RegistryError
 from modelkit.registry import Draft, LayoutReference, copy
 from modelkit.registry.base import MANIFEST
+from modelkit.registry.docker_archive import archive as archive_of
 from modelkit.registry.docker_archive import read_archive, saved_image
 from modelkit.registry.layout import Layout
 
@@ -101,3 +102,15 @@ def test_an_image_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
         begun.__enter__()
     assert "TMPDIR" in caught.value.cure
     assert (tmp_path / "asked").read_text() == "image\n"
+
+
+def test_what_docker_load_reads_is_what_docker_save_writes(archive, tmp_path):
+    draft, manifest = read_archive(archive)
+    loaded = tmp_path / "loaded.tar"
+    loaded.write_bytes(b"".join(archive_of(draft, manifest, "chat:v2")))
+    again, same = read_archive(loaded)
+    assert same.digest == manifest.digest
+    assert b"".join(again.read_blob(same.blobs[2])) == layer_of(b"two")
+    with tarfile.open(loaded) as tar:
+        assert json.load(tar.extractfile("manifest.json"))[0]["RepoTags"] == ["chat:v2"]
+        assert len(tar.getnames()) == 4  # a layer that is there twice travels once

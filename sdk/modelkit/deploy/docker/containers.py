@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from modelkit.computes.docker_api import REPLICA, REVISION, DockerHost, is_draining, ready_ones
-from modelkit.deploy.docker.deliver import image_prefix
+from modelkit.deploy.docker.deliver import image_prefix, image_tag
 from modelkit.deploy.docker.gpus import device_request
 from modelkit.deploy.docker.look import container_name, look
 from modelkit.deploy.docker.replica import GPUS, variables_of
@@ -105,14 +105,17 @@ def end(host: DockerHost, container: Mapping[str, Any], timeout_s: int) -> None:
     remove(host, container["Id"])
 
 
-def untag(host: DockerHost, name: str) -> None:
-    """Remove the names of the images that were made for a deployment; what no other image uses goes with them."""
+def untag(host: DockerHost, name: str, kept: Sequence[DeploymentSpec] = ()) -> None:
+    """Remove the names of the images that were made for a deployment, but for those that may be put back.
+
+    What no other image or container uses goes with them.
+    """
     import docker.errors
 
     with host.asking("remove the images"):
         for image in host.client.images.list(name=image_prefix(name)):
             for tag in image.tags:
-                if tag.startswith(f"{image_prefix(name)}:"):
+                if tag.startswith(f"{image_prefix(name)}:") and tag not in map(image_tag, kept):
                     with suppress(docker.errors.ImageNotFound):
                         host.client.api.remove_image(tag)
 

@@ -26,7 +26,7 @@ from modelkit.versions.local import materialize
 from modelkit.versions.names import open_version
 from modelkit.versions.version import Version
 
-__all__ = ["deliver", "image_prefix"]
+__all__ = ["deliver", "image_prefix", "image_tag"]
 
 _DIGEST_CHARACTERS = 12
 
@@ -52,7 +52,8 @@ def image_prefix(name: str) -> str:
     return f"modelkit/{name}"
 
 
-def _tag(spec: DeploymentSpec) -> str:
+def image_tag(spec: DeploymentSpec) -> str:
+    """Return what the image of a specification is called if it was built or loaded."""
     return f"{image_prefix(spec.name)}:{spec.digest.removeprefix('sha256:')[:_DIGEST_CHARACTERS]}"
 
 
@@ -70,7 +71,7 @@ def _build(
             f"{folder} has to be built on {host.compute.name}, and there is no docker client with BuildKit here",
             cure="install the docker client (no daemon is needed), or `modelkit upload --builder oci` and deploy the version",
         )
-    plan = plan_image(config, folder, tag=_tag(spec), serve_options=options)
+    plan = plan_image(config, folder, tag=image_tag(spec), serve_options=options)
     weights: Mapping[str, Path] = {}
     if plan.weights == "inside" and not plan.is_foreign:
         terms = Terms(progress=delivery.progress, on_note=delivery.on_line, writes_lock=not options)
@@ -138,7 +139,7 @@ def _load(host: DockerHost, spec: DeploymentSpec, version: Version, delivery: De
     """Send a version's image from a layout on this machine, unless the host has it."""
     import docker.errors
 
-    manifest, tag = _fitting_image(host, version), _tag(spec)
+    manifest, tag = _fitting_image(host, version), image_tag(spec)
     with host.asking("look for the image"):
         try:
             image = host.client.images.get(manifest.blobs[0].digest)

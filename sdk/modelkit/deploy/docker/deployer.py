@@ -1,5 +1,6 @@
 """The deployer of a Docker host: the shape of `deploy.base`, made of containers and of volumes that bear labels."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +182,8 @@ class DockerDeployer:
             options["image"] = options["image"] or "(built or pulled there)"
             options["ports"] = {port: list(where) for port, where in options["ports"].items()}
             containers.append(options)
-        return yaml.safe_dump({"containers": containers}, sort_keys=False, width=110)
+        plain = json.loads(json.dumps({"containers": containers}))  # no anchors for what several share
+        return yaml.safe_dump(plain, sort_keys=False, width=110)
 
     def apply(self, record: Record) -> None:
         """Make the containers of the new revision and take the first step; `status` takes the further ones."""
@@ -295,6 +297,7 @@ class DockerDeployer:
         if steps.is_done and not state.is_settled and not state.is_stopping:
             with suppress(DeployError):  # somebody else has settled it
                 write_state(host, replace(state, is_settled=True))
+                untag(host, state.name, (state.record.spec, *state.record.history))
         return view, steps
 
     def _drain(self, host: DockerHost, seen: Seen, timeout_s: int) -> None:

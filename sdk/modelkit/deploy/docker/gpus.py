@@ -17,6 +17,7 @@ from modelkit.progress import size_text
 __all__ = ["Gpu", "assign", "list_gpus", "parse_gpus", "suitable"]
 
 _QUERY = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
+_ASK_TIMEOUT_S = 60.0
 _MIB = 1024**2
 
 
@@ -34,19 +35,22 @@ def list_gpus(host: DockerHost, image: str) -> list[Gpu]:
     import docker.errors
     from docker.types import DeviceRequest
 
+    every = DeviceRequest(count=-1, capabilities=[["gpu", "utility"]])
+    with host.asking("make a container that looks for GPUs"):
+        asking = host.client.containers.create(image, entrypoint=_QUERY, device_requests=[every])
     try:
-        output = host.client.containers.run(
-            image,
-            entrypoint=_QUERY,
-            device_requests=[DeviceRequest(count=-1, capabilities=[["gpu", "utility"]])],
-            remove=True,
-        )
-    except (docker.errors.APIError, docker.errors.ContainerError) as error:
+        asking.start()
+        asking.wait(timeout=_ASK_TIMEOUT_S)
+        output: bytes = asking.logs(stdout=True, stderr=False)
+    except docker.errors.APIError as error:
         raise DeployError(
-            f"the Docker daemon of {host.compute.name} cannot give a GPU to a container: {error}",
+            f"the Docker daemon of {host.compute.name} cannot give a GPU to a container: {error.explanation}",
             cure="with an NVIDIA GPU, install nvidia-container-toolkit there, then: sudo nvidia-ctk runtime configure "
             "--runtime=docker && sudo systemctl restart docker; without one: --set compute.num_accelerators=0",
         ) from error
+    finally:
+        with host.asking("remove a container that has looked for GPUs"):
+            asking.remove(force=True, v=True)
     return parse_gpus(output.decode(errors="replace"))
 
 

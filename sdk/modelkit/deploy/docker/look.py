@@ -188,5 +188,5 @@ def _state(view: View, steps: Steps) -> tuple[DeploymentState, str]:
         )
     if not state.is_settled:
         is_update = any(not each.is_new and each.is_up for each in view.seen)
-        return ("updating" if is_update else "starting"), f"{num_ready} of {wanted} replicas answer"
+        return ("updating" if is_update else "starting"), ""  # its replicas say why
     return ("running" if num_ready else "failed"), f"{num_ready} of {wanted} replicas answer"

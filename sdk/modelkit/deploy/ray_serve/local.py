@@ -191,6 +191,9 @@ def _environment(state: _State) -> Mapping[str, str]:
         "RAY_AUTH_TOKEN": state.token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",
+        # Two cores may need longer than the 30 s that Ray gives its parts.
+        "RAY_raylet_start_wait_time_s": str(int(_START_TIMEOUT_S)),
+        "RAY_agent_register_timeout_ms": str(int(_START_TIMEOUT_S * 1000)),
         # Ray makes its workers give way to everything else on the machine, by default.
         "RAY_worker_niceness": "0",
         SECRETS_DIR_ENV: str(_secrets_dir(state)),

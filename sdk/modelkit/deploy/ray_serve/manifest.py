@@ -111,6 +111,8 @@ def application(
                 "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
                 "max_surge_percent": config.deployment.max_surge_percent,
                 "ray_actor_options": _resources(config),
+                # The server's own log says what is worth a line; one for each call is not.
+                "logging_config": {"enable_access_log": False},
                 "user_config": user_config,
             }
         ],

@@ -6,6 +6,7 @@ Ray imports `build` on the cluster and makes the replicas from what it returns; 
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -202,6 +203,9 @@ class Replica:
 
     @staticmethod
     def _log_to_stderr(folder: Path) -> None:
+        # Ray keeps a file for each of the two: what the model prints is to be found beside what it logs.
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         level = os.environ.get("MODELKIT_LOG_LEVEL", "INFO").upper()
         configure_logging(logging.getLevelNamesMapping().get(level, logging.INFO), author_dir=folder)
 

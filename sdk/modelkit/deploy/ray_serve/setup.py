@@ -14,6 +14,8 @@ __all__ = ["setup_problem", "wait_for_proxies"]
 
 _POLL_S: Final = 0.5
 _TIMEOUT_S: Final = 90.0
+# A proxy that a busy node makes wait is said to be unhealthy for a moment too.
+_UNHEALTHY_S: Final = 20.0
 _TELL_EVERY_S: Final = 5.0
 
 
@@ -36,20 +38,21 @@ def setup_problem(compute: Compute, instance: Mapping[str, Any]) -> DeployError 
 
 def wait_for_proxies(api: RayApi, on_line: LineSink) -> None:
     """Wait until a proxy takes calls. Raises DeployError with what keeps them from it."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    told = time.monotonic()
+    started = told = well = time.monotonic()
     while True:
         proxies = list((api.instance().get("proxies") or {}).values())
         states = [str(each.get("status")) for each in proxies]
         if states and all(state == "HEALTHY" for state in states):
             return
-        if time.monotonic() > deadline or "UNHEALTHY" in states:
+        now = time.monotonic()
+        well = well if "UNHEALTHY" in states else now
+        if now - started > _TIMEOUT_S or now - well > _UNHEALTHY_S:
             raise DeployError(
                 f"the proxies of Ray Serve on {api.compute.name} do not start ({', '.join(states) or 'none there'})",
                 cure="install modelkit (pip install modelkit-sdk) into the Python environment or the image of every node, in the "
                 "version that is used here; the proxies' logs in Ray's dashboard say what they lack",
             )
-        if time.monotonic() - told > _TELL_EVERY_S:
-            told = time.monotonic()
+        if now - told > _TELL_EVERY_S:
+            told = now
             on_line(f"waiting for the proxies: {', '.join(states) or 'starting'}")
         time.sleep(_POLL_S)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from modelkit import Model, method
+from modelkit.engines import _guard
 from modelkit.errors import NotFoundError
 from modelkit.model import REQUEST
 
@@ -56,9 +57,11 @@ class Probe(Model):
 
     @method
     async def child(self) -> int:
-        """Start what an engine would be: a process that is to end with the replica."""
-        code = "import time; time.sleep(600)"
-        self.process = subprocess.Popen([sys.executable, "-c", code])
+        """Start a process as an engine is started: it is to end with the replica."""
+        command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-IS", _guard.__file__, *command], stdin=subprocess.PIPE, start_new_session=True
+        )
         return self.process.pid
 
     @method
