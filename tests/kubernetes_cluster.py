@@ -175,8 +175,9 @@ def worker_folder(base_image, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def worker_image(cluster, cluster_registry, worker_folder):
+def worker_image(cluster, cluster_registry, docker, worker_folder):
     """Its image, which modelkit has built and uploaded, as the cluster pulls it."""
+    docker.tags.add("worker:dev")  # what a folder's image is called here
     return deliver(cluster, cluster_registry, worker_folder)
 
 

@@ -70,7 +70,7 @@ done < <(grep -rl '+k8s:openapi-gen=' --include=*.go pkg staging/src \
 sed -i 's#k8s.io/kubernetes/vendor/##g' pkg/generated/openapi/zz_generated.openapi.go
 
 stamp="-X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitVersion=v$version"
-stamp="$stamp -X k8s.io/component-base/version.gitVersion=v$version"
+stamp="$stamp -X k8s.io/kubernetes/vendor/k8s.io/client-go/pkg/version.gitVersion=v$version"
 for program in "${programs[@]}"; do
     echo "building $program"
     go build -p 2 -ldflags "-s -w $stamp" -o "$dir/bin/$program.new" "k8s.io/kubernetes/cmd/$program"

@@ -230,9 +230,13 @@ def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deploye
     cluster.docker("kill", "--signal", "KILL", cluster.container_of(victim))
     with Client(url) as client:
         until(lambda: _answers(client))
-    until(lambda: deployer.status(name).num_ready == 2)
-    replica = next(each for each in deployer.status(name).replicas if each.name == victim)
-    assert replica.num_restarts == 1
+
+    def restarted():
+        status = deployer.status(name)
+        replica = next(each for each in status.replicas if each.name == victim)
+        return replica.num_restarts == 1 and status.num_ready == 2
+
+    until(restarted)
 
 
 def _answers(client):
@@ -375,6 +379,69 @@ def test_a_canary_needs_a_gateway(deployer, make_spec, name):
     with pytest.raises(UsageError, match="shares calls out") as refused:
         deployer.set_canary(name, make_spec(name, "v2"), 10)
     assert "Gateway" in refused.value.cure
+
+
+GATEWAY_CRD = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: {plural}.gateway.networking.k8s.io
+  annotations: {{api-approved.kubernetes.io: "unapproved, a stand-in for tests"}}
+spec:
+  group: gateway.networking.k8s.io
+  scope: Namespaced
+  names: {{kind: {kind}, plural: {plural}}}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {{openAPIV3Schema: {{type: object, x-kubernetes-preserve-unknown-fields: true}}}}
+"""
+GATEWAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: public}
+"""
+
+
+@pytest.fixture
+def gateway(cluster):
+    """The objects of the Gateway API; nobody acts on them."""
+    kinds = {"Gateway": "gateways", "HTTPRoute": "httproutes"}
+    for kind, plural in kinds.items():
+        cluster.kubectl("apply", "--filename", "-", text=GATEWAY_CRD.format(kind=kind, plural=plural))
+    names = [f"crd/{plural}.gateway.networking.k8s.io" for plural in kinds.values()]
+    cluster.kubectl("wait", "--for=condition=Established", *names)
+    until(lambda: "gateways" in cluster.kubectl("api-resources", "--api-group=gateway.networking.k8s.io"))
+    cluster.kubectl("apply", "--filename", "-", text=GATEWAY)
+    yield
+    cluster.kubectl("delete", *names)
+
+
+def test_a_canary_has_replicas_of_its_own_and_a_share_of_the_route(cluster, gateway, make_spec, name):
+    def shares():
+        rules = cluster.get("httproute", name)["spec"]["rules"]
+        return {tuple((ref["name"], ref["weight"]) for ref in rule["backendRefs"]) for rule in rules}
+
+    with closing(open_deployer(cluster.compute(endpoint="https://{name}.models.test"))) as deployer:
+        put(deployer, make_spec(name))
+        assert cluster.get("httproute", name)["spec"]["hostnames"] == [f"{name}.models.test"]
+        assert shares() == {((name, 100),)}
+        deployer.set_canary(name, make_spec(name, "v2"), 10)
+        assert shares() == {((name, 90), (f"{name}-canary", 10))}
+        status = until(
+            lambda: (found := deployer.status(name)).num_ready == 2 and found.state == "running" and found
+        )
+        assert (status.record.spec.version, status.canary.version, status.canary_percent) == ("v1", "v2", 10)
+        deployer.scale(name, 2, 2)  # which leaves the canary alone
+        assert shares() == {((name, 90), (f"{name}-canary", 10))}
+        deployer.set_canary(name, None, 0)
+        assert shares() == {((name, 100),)}
+        assert deployer.status(name).canary is None
+        names = {item["metadata"]["name"] for item in cluster.get("deployments,services")["items"]}
+        assert f"{name}-canary" not in names
+        deployer.delete(name)
+        assert not cluster.get("httproutes")["items"]
 
 
 def test_serverless_needs_a_flavor_that_the_cluster_has(cluster, deployer, make_spec, name):

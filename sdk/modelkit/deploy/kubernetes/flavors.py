@@ -88,7 +88,8 @@ def _keda_objects(record: Record, compute: Compute, num_replicas: int | None) ->
     }
     return [
         *service_objects(spec, compute),
-        deployment_object(record, config, compute, num_replicas),
+        # A new version starts one replica at least: one that cannot start is seen now, not by the first caller.
+        deployment_object(record, config, compute, None if num_replicas is None else max(1, num_replicas)),
         _object(HTTP_SCALED_OBJECT, metadata(spec.name, spec, compute), content),
     ]
 

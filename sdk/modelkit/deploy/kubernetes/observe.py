@@ -11,6 +11,7 @@ from modelkit.deploy.base import DeploymentState, Replica, ReplicaState, Status
 from modelkit.deploy.kubernetes.manifests import PERCENT, RECORD, TEMPLATE, TRACK
 from modelkit.deploy.kubernetes.pods import CONTAINER
 from modelkit.deploy.record import Record
+from modelkit.errors import DeployError
 
 __all__ = ["Observed", "deployment_status", "is_waiting_for_image", "record_of", "resource_status"]
 
@@ -40,8 +41,15 @@ class Observed:
 
 
 def record_of(workload: Mapping[str, Any]) -> Record:
-    """Return the record that an object carries. Raises ValueError, KeyError or TypeError where it has none."""
-    return Record.from_json(workload["metadata"]["annotations"][RECORD])
+    """Return the record that an object carries. Raises DeployError for one that is damaged."""
+    try:
+        return Record.from_json(workload["metadata"]["annotations"][RECORD])
+    except (ValueError, KeyError, TypeError) as error:
+        name = workload["metadata"]["name"]
+        raise DeployError(
+            f"the annotation {RECORD} of {workload['kind']} {name} is not what modelkit has written: {error}",
+            cure=f"mend it, or `kubectl delete {workload['kind'].lower()} {name}` and deploy it again",
+        ) from error
 
 
 def deployment_status(
