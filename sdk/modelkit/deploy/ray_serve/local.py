@@ -1,7 +1,7 @@
 """The private Ray of this machine, for trying things out: started when first used, ended with `end_local_ray`.
 
-It outlives the command that started it. All its processes carry a mark in their environment, by which they are found
-and ended, however they have come to be; `ray stop` would end every other Ray of this machine too.
+It outlives the command that started it. Its processes are known by a mark in their environment and by its folder;
+`ray stop` would end every other Ray of this machine too.
 """
 
 import fcntl
@@ -9,14 +9,13 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +25,7 @@ from modelkit.computes import LOCAL_RAY, Compute, add_compute, computes_path, li
 from modelkit.computes.ray_api import RayApi
 from modelkit.deploy.base import LineSink
 from modelkit.deploy.ray_serve.manifest import serve_options
+from modelkit.deploy.ray_serve.processes import end_processes, find_processes
 from modelkit.deploy.ray_serve.secrets import SECRETS_DIR_ENV, secret_names
 from modelkit.deploy.ray_serve.setup import wait_for_proxies
 from modelkit.deploy.record import DeploymentSpec
@@ -36,7 +36,6 @@ __all__ = ["end_local_ray", "ensure_local_ray", "free_ports", "hand_over_secrets
 MARK: Final = "MODELKIT_LOCAL_RAY"
 
 _START_TIMEOUT_S: Final = 120.0
-_END_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.2
 _TELL_EVERY_S: Final = 5.0
 _OBJECT_STORE_BYTES: Final = 100_000_000
@@ -66,7 +65,7 @@ def ensure_local_ray(on_line: LineSink) -> Compute:
         )
     with _locked():
         state = _read_state()
-        if state is None or not _find_processes(state.mark):
+        if state is None or not _runs(state):
             if state is not None:  # it has crashed, or this machine was started anew
                 _end(state)
             on_line("starting Ray on this machine")
@@ -84,7 +83,7 @@ def ensure_local_ray(on_line: LineSink) -> Compute:
 def local_ray() -> Compute | None:
     """Return the private Ray where it runs, None where it does not."""
     state = _read_state()
-    return _compute(state) if state is not None and _find_processes(state.mark) else None
+    return _compute(state) if state is not None and _runs(state) else None
 
 
 def end_local_ray() -> bool:
@@ -211,7 +210,7 @@ def _wait_until_ready(state: _State, on_line: LineSink) -> None:
                 instance = api.instance()
                 break
             except DeployError as error:
-                if not _find_processes(state.mark) or time.monotonic() > deadline:
+                if not _runs(state) or time.monotonic() > deadline:
                     raise DeployError(
                         f"Ray did not start on this machine: {_last_words(state)}",
                         cure="see whether a firewall or a full /dev/shm is in its way; `ray start --head --block` shows more",
@@ -244,31 +243,21 @@ def _last_words(state: _State) -> str:
 
 def _end(state: _State) -> None:
     """End every process of it, whoever its parent is now, and remove its folder and its state."""
-    deadline = time.monotonic() + _END_TIMEOUT_S
-    while pids := _find_processes(state.mark):
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > deadline:
-            raise DeployError(
-                f"processes of {LOCAL_RAY} do not end: {', '.join(map(str, pids))}",
-                cure="see what keeps them",
-            )
-        time.sleep(_POLL_S)
+    left = end_processes(_mark(state), folder=Path(state.folder))
+    if left:
+        raise DeployError(
+            f"processes of {LOCAL_RAY} do not end: {', '.join(map(str, left))}", cure="see what keeps them"
+        )
     shutil.rmtree(state.folder, ignore_errors=True)
     _state_path().unlink(missing_ok=True)
 
 
-def _find_processes(mark: str) -> list[int]:
-    """Return the processes with that mark that are alive; those of other users cannot be read, and are not ours."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            # One that has ended, and that nobody has waited for yet, has no environment.
-            if wanted in (process / "environ").read_bytes().split(b"\0") and int(process.name) != os.getpid():
-                found.append(int(process.name))
-    return found
+def _mark(state: _State) -> str:
+    return f"{MARK}={state.mark}"
+
+
+def _runs(state: _State) -> bool:
+    return bool(find_processes(_mark(state)))
 
 
 # --------------------------------------------------------------------------------------------------------------- state
