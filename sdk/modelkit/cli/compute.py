@@ -30,15 +30,15 @@ def command(context: typer.Context) -> None:
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
     *,
-    kind: Annotated[str, typer.Option(metavar="KIND", help="ray, kubernetes or docker.")],
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="ray, kubernetes or docker.")] = None,
     address: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="ADDRESS",
             help="ray: the dashboard, http://head:8265. kubernetes: a context of the kubeconfig. "
             "docker: ssh://user@host, tcp://host:2376, unix:///var/run/docker.sock.",
         ),
-    ],
+    ] = None,
     token_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="The environment variable with the token for its API.")
     ] = None,
@@ -71,33 +71,58 @@ def add(
     ] = None,
     cache_volume: Annotated[
         str | None,
-        typer.Option(metavar="CLAIM", help="kubernetes: a volume claim that keeps fetched weights."),
+        typer.Option(
+            metavar="CLAIM", help="kubernetes: a PersistentVolumeClaim that keeps weights between replicas."
+        ),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Change one that is there: what is not given stays.")
+    ] = False,
 ) -> None:
     """Add a compute. Nothing is sent to it; `modelkit compute check` does."""
-    from modelkit.computes import LOCAL_RAY, Compute, add_compute, computes_path
+    from modelkit.computes import LOCAL_RAY, add_compute, computes_path
 
     if name == LOCAL_RAY:
         raise UsageError(f"{LOCAL_RAY} is the private Ray of this machine", cure="take another name")
-    own = {"namespace": namespace, "kubeconfig": kubeconfig, "flavor": flavor, "cache-volume": cache_volume}
-    _refuse_others(kind, own)
-    compute = Compute(
-        name=name,
-        kind=kind,  # type: ignore[arg-type] # add_compute says what is wrong with it
-        address=address,
-        token_env=token_env,
-        api_key_env=api_key_env,
-        ca_path=None if ca is None else str(ca.expanduser().absolute()),
-        registry=registry,
-        endpoint=endpoint,
-        namespace=namespace,
-        kubeconfig=None if kubeconfig is None else str(kubeconfig.expanduser().absolute()),
-        flavor=flavor,
-        cache_volume=cache_volume,
-    )
-    add_compute(compute)
-    console.success(f"{name} is added to {computes_path()}")
+    given = {
+        "kind": kind,
+        "address": address,
+        "token_env": token_env,
+        "api_key_env": api_key_env,
+        "ca_path": _absolute(ca),
+        "registry": registry,
+        "endpoint": endpoint,
+        "namespace": namespace,
+        "kubeconfig": _absolute(kubeconfig),
+        "flavor": flavor,
+        "cache_volume": cache_volume,
+    }
+    compute = _compute(name, given, replace=replace)
+    _refuse_others(compute)
+    add_compute(compute, replace=replace)
+    console.success(f"{name} is in {computes_path()}")
     console.info(f"  `modelkit compute check {name}` tells whether it can be used")
+
+
+def _compute(name: str, given: dict[str, str | None], *, replace: bool) -> "Compute":
+    from dataclasses import replace as changed
+
+    from modelkit.computes import Compute, find_compute, list_computes
+
+    new: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if replace and any(each.name == name for each in list_computes()):
+        return changed(find_compute(name), **new)
+    missing = [f"--{key}" for key in ("kind", "address") if key not in new]
+    if missing:
+        raise UsageError(
+            f"{name} cannot be added without {' and '.join(missing)}",
+            cure=f"modelkit compute add {name} --kind docker --address ssh://user@host",
+        )
+    return Compute(name=name, **new)
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.expanduser().absolute())
 
 
 def show(*, as_json: AsJson = False) -> None:
@@ -164,10 +189,11 @@ def remove(name: _Name) -> None:
 SUBCOMMANDS = {"add": add, "list": show, "check": check, "setup": setup, "remove": remove}
 
 
-def _refuse_others(kind: str, given: dict[str, Any]) -> None:
-    names = [f"--{name}" for name, value in given.items() if value is not None]
-    if kind != "kubernetes" and names:
-        raise UsageError(f"{', '.join(names)} belongs to --kind kubernetes", cure="leave it out")
+def _refuse_others(compute: "Compute") -> None:
+    names = ("namespace", "kubeconfig", "flavor", "cache_volume")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(compute, name) is not None]
+    if compute.kind != "kubernetes" and given:
+        raise UsageError(f"{', '.join(given)} belongs to --kind kubernetes", cure="leave it out")
 
 
 def _document(compute: "Compute") -> dict[str, Any]:

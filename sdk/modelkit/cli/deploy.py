@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeployOptions",
-    "compute_named",
     "delivering",
     "deploy",
     "failure_in_view",
@@ -60,11 +59,16 @@ class DeployOptions:
 
 def deploy(target: str, options: DeployOptions) -> int:
     """Put a folder or a version on a compute; returns the exit code."""
+    from modelkit.computes import LOCAL_RAY, find_compute
     from modelkit.deploy import Record
     from modelkit.deploy.rollout import make_plan, roll_out
 
-    compute = compute_named(options.compute)
-    wanted = read(target, compute, options)
+    if options.compute == LOCAL_RAY:
+        wanted = read(target, options)  # before Ray is started for nothing
+        compute = _idle_ray() if options.dry_run else _private_ray()
+    else:
+        compute = find_compute(options.compute)
+        wanted = read(target, options, compute)
     with opened(compute) as deployer:
         deployer.refuse(wanted.spec, wanted.origin)
         if options.dry_run:
@@ -74,10 +78,9 @@ def deploy(target: str, options: DeployOptions) -> int:
             return 0
         with console.status(f"looking at {compute.name}"):
             plan = make_plan(deployer, wanted.spec)
-        if options.plan:
-            console.result(_plan_text(compute, plan))
-            if not _agreed(plan):
-                return 0
+        if options.plan and not _agreed(compute, plan, as_json=options.as_json):
+            return 0
+        _warn_of_fewer(plan)
         name = f"{compute.name}/{wanted.spec.name}"
         with failure_in_view(), delivering() as delivery, watched(name) as on_status:
             status = roll_out(deployer, plan, wanted.origin, delivery, on_status, timeout_s=options.timeout_s)
@@ -85,19 +88,22 @@ def deploy(target: str, options: DeployOptions) -> int:
         return _follow(deployer, status) if options.attach else 0
 
 
-def compute_named(name: str) -> "Compute":
-    """Return a compute; the private Ray of this machine is started where it does not run."""
-    from modelkit.computes import LOCAL_RAY, find_compute
-
-    if name != LOCAL_RAY:
-        return find_compute(name)
+def _private_ray() -> "Compute":
     from modelkit.deploy.ray_serve.local import ensure_local_ray
 
     with console.status("looking for the private Ray of this machine") as show:
         return ensure_local_ray(show)
 
 
-def read(target: str, compute: "Compute", options: DeployOptions) -> "Target":
+def _idle_ray() -> "Compute":
+    """Return the private Ray without starting it, for what asks it nothing."""
+    from modelkit.computes import LOCAL_RAY, Compute
+    from modelkit.deploy.ray_serve.local import local_ray
+
+    return local_ray() or Compute(name=LOCAL_RAY, kind="ray", address="http://127.0.0.1:8265")
+
+
+def read(target: str, options: DeployOptions, compute: "Compute | None" = None) -> "Target":
     """Return what is to be deployed, and show what is doubtful in it."""
     from modelkit.deploy.source import Wishes, read_target
 
@@ -105,13 +111,26 @@ def read(target: str, compute: "Compute", options: DeployOptions) -> "Target":
         name=options.name,
         environment=options.environment,
         overrides=options.all_overrides(),
-        api_key_env=options.api_key_env or compute.api_key_env,
+        api_key_env=options.api_key_env or (compute.api_key_env if compute is not None else None),
     )
     with console.status(f"reading {target}"):
         wanted = read_target(target, wishes)
     if not console.is_quiet():
         console.problems(wanted.warnings)
     return wanted
+
+
+def _warn_of_fewer(plan: "Plan") -> None:
+    """Say that a deployment gets smaller: somebody may have scaled it since it was deployed last."""
+    if plan.current is None or not plan.current.is_readable:
+        return
+    before = plan.current.spec.parsed_config().deployment.min_replicas
+    after = plan.spec.parsed_config().deployment.min_replicas
+    if after < before:
+        console.warning(
+            f"{plan.spec.name} has {before} replicas, and config.yaml asks for {after}",
+            cure=f"--min-replicas {before} --max-replicas ... keeps them",
+        )
 
 
 @contextmanager
@@ -169,8 +188,15 @@ def _plan_text(compute: "Compute", plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def _agreed(plan: "Plan") -> bool:
-    """Ask on a terminal; elsewhere a plan is only shown."""
+def _agreed(compute: "Compute", plan: "Plan", *, as_json: bool) -> bool:
+    """Show a plan, and ask on a terminal; elsewhere, and as JSON, it is only shown."""
+    if as_json:
+        changes = [{"key": each.key, "before": each.before, "after": each.after} for each in plan.changes]
+        console.json(
+            {"compute": compute.name, "name": plan.spec.name, "action": plan.action, "changes": changes}
+        )
+        return False
+    console.result(_plan_text(compute, plan))
     if plan.action == "none" or not (sys.stdin is not None and sys.stdin.isatty()):
         return False
     return typer.confirm("apply it?", err=True)

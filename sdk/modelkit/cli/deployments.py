@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelkit.cli import console
+from modelkit.cli.options import DEFAULT_TIMEOUT_S
 from modelkit.errors import ModelkitError, UsageError, closest
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = [
     "watched",
 ]
 
-DEFAULT_TIMEOUT_S = 1800.0
 
 Named = Annotated[
     str,

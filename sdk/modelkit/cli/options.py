@@ -1,10 +1,13 @@
-"""Options that mean the same in every verb that reads a model folder, said once."""
+"""Options and defaults that mean the same in several verbs, said once."""
 
 from typing import Annotated
 
 import typer
 
-__all__ = ["Environment", "Offline", "Overrides"]
+__all__ = ["DEFAULT_TIMEOUT_S", "Environment", "Offline", "Overrides"]
+
+# How long a deployment may take until it answers: engines compile, weights are fetched.
+DEFAULT_TIMEOUT_S = 1800.0
 
 Environment = Annotated[
     str | None,

@@ -84,7 +84,7 @@ def _try(
 ) -> "Status":
     from modelkit.deploy.rollout import make_plan, start_canary
 
-    wanted = read(target, compute, options)
+    wanted = read(target, options, compute)
     deployer.refuse(wanted.spec, wanted.origin)
     plan = make_plan(deployer, wanted.spec)
     if plan.current is None:

@@ -16,7 +16,7 @@ import typer
 
 from modelkit.cli import console
 from modelkit.cli.checkpoints import is_own_config, load_folder, prepare_checkpoints, promise_offline
-from modelkit.cli.options import Environment, Offline, Overrides
+from modelkit.cli.options import DEFAULT_TIMEOUT_S, Environment, Offline, Overrides
 from modelkit.cli.start_profile import LOADING_MODEL, StartProfile
 from modelkit.cli.streams import outlive_readers
 from modelkit.config import Config, find_config, load_config
@@ -76,7 +76,7 @@ def command(
         typer.Option(
             "--timeout", metavar="SECONDS", min=1, help="With --compute: take it back when not ready by then."
         ),
-    ] = 1800.0,
+    ] = DEFAULT_TIMEOUT_S,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The gRPC port; 0 takes a free one.")
@@ -150,6 +150,8 @@ def command(
                 ("--reload", reload),
                 ("--in-container", in_container),
                 ("--profile-start", profile_start),
+                ("--skip-fit", skip_fit),
+                ("--log-format", log_format != "text"),
                 ("--offline", offline),
             ]
         )
@@ -181,6 +183,7 @@ def command(
             ("--plan", plan),
             ("--dry-run", dry_run),
             ("--attach", attach),
+            ("--timeout", timeout_s != DEFAULT_TIMEOUT_S),
         ]
     )
     outlive_readers()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from modelkit.errors import UsageError, closest
 
@@ -105,7 +106,7 @@ def add_compute(compute: Compute, *, replace: bool = False) -> None:
         if compute.name in computes and not replace:
             raise UsageError(
                 f"there is a compute '{compute.name}' already",
-                cure=f"take another name, or `modelkit compute remove {compute.name}` first",
+                cure=f"take another name, or change that one with `modelkit compute add {compute.name} --replace ...`",
             )
         computes[compute.name] = compute
 
@@ -127,6 +128,11 @@ def _check(compute: Compute) -> None:
     if compute.kind not in get_args(ComputeKind):
         raise UsageError(
             f"'{compute.kind}' is no kind of compute", cure=f"one of: {', '.join(get_args(ComputeKind))}"
+        )
+    if urlsplit(compute.address).password:
+        raise UsageError(
+            "the address holds a password, which would be kept and shown",
+            cure="leave it out, and name the variable that has the token: --token-env NAME",
         )
     for variable in (compute.token_env, compute.api_key_env):
         if variable is not None and not _ENV_VAR.fullmatch(variable):

@@ -32,9 +32,27 @@ def test_adding_listing_and_removing(capsys):
     assert listed == [{"name": "gpu", "kind": "ray", "address": "http://head:8265", "token_env": "RAY_TOKEN"}]
 
 
+def test_changing_one_leaves_what_is_not_given(capsys):
+    assert add("gpu", "--kind", "ray", "--address", "http://head:8265", "--token-env", "RAY_TOKEN") == 0
+    assert add("gpu", "--registry", "registry.example.com/team") == 2  # without --replace it is a mistake
+    assert add("gpu", "--replace", "--registry", "registry.example.com/team") == 0
+    capsys.readouterr()
+    assert main(["compute", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["token_env"], listed["registry"]) == ("RAY_TOKEN", "registry.example.com/team")
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated(capsys):
+    assert add("gpu", "--kind", "ray", "--address", "http://ada:s3cret@head:8265") == 2
+    said = capsys.readouterr().err
+    assert "--token-env" in said
+    assert "s3cret" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["add", "gpu", "--kind", "ray"], "cannot be added without --address"),
         (["add", "local-ray", "--kind", "ray", "--address", "x"], "the private Ray of this machine"),
         (["add", "gpu", "--kind", "slurm", "--address", "x"], "no kind of compute"),
         (
@@ -80,6 +98,7 @@ def test_without_a_compute_there_is_nothing_to_list(capsys):
             "--port, --reload and --compute exclude",
         ),
         (["serve", "x", "--compute", "gpu"], "no compute 'gpu'"),
+        (["serve", "x", "--compute", "local-ray"], "there is no"),  # said before Ray is started
     ],
 )
 def test_what_cannot_be_meant_is_said_before_anything_is_asked(arguments, message, capsys):
