@@ -16,8 +16,7 @@ from modelkit.computes import add_compute
 from modelkit.computes.kubernetes_api import locate
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
-from modelkit.deploy.kubernetes.cluster import scaled
-from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_back, roll_out, wait_until_ready
+from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_back, roll_out, scale, start_canary
 from modelkit.deploy.source import Wishes, read_target
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
@@ -249,8 +248,7 @@ def _answers(client):
 def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, deployer, make_spec, name):
     put(deployer, make_spec(name))
     (first,) = deployer.status(name).replicas
-    deployer.scale(name, 3, 3)
-    status = wait_until_ready(deployer, name, lambda _: None, timeout_s=READY_S)
+    status = scale(deployer, name, 3, 3, lambda _: None, timeout_s=READY_S)
     assert (status.num_ready, status.min_replicas, status.max_replicas) == (3, 3, 3)
     assert first.name in {replica.name for replica in status.replicas}
     assert cluster.get("poddisruptionbudget", name)["spec"]["maxUnavailable"] == 1
@@ -285,7 +283,7 @@ def test_the_autoscaler_gets_its_bounds_and_keeps_the_replicas_that_run(cluster,
     record = deployer.status(name).record
     deployer.apply(record)
     assert cluster.get("deployment", name)["spec"]["replicas"] == 2
-    assert record == scaled(record, 1, 4)
+    assert record == record.scaled(1, 4)
 
 
 def test_logs_are_of_every_replica_and_follow_new_ones(deployer, make_spec, name):
@@ -347,7 +345,7 @@ def test_rendered_manifests_are_what_kubectl_takes(cluster, deployer, make_spec,
     assert kinds == ["Service", "Service", "Deployment", "PodDisruptionBudget"]
     # The cluster is older than policy/v1, which every supported one has.
     cluster.kubectl("apply", "--filename", "-", text=text.replace("policy/v1\n", "policy/v1beta1\n"))
-    status = wait_until_ready(deployer, name, lambda _: None, timeout_s=READY_S)
+    status = until(lambda: (found := deployer.status(name)).state == "running" and found, READY_S)
     assert status.num_ready == 2
     # What kubectl has made is a deployment as any other.
     put(deployer, make_spec(name, "v2"))
@@ -427,13 +425,21 @@ def test_a_canary_has_replicas_of_its_own_and_a_share_of_the_route(cluster, gate
         put(deployer, make_spec(name))
         assert cluster.get("httproute", name)["spec"]["hostnames"] == [f"{name}.models.test"]
         assert shares() == {((name, 100),)}
-        deployer.set_canary(name, make_spec(name, "v2"), 10)
+        seen = []
+
+        def on_status(status):
+            ready = bool(status.canary_replicas) and all(e.state == "ready" for e in status.canary_replicas)
+            seen.append((ready, *shares()))
+
+        status = start_canary(deployer, make_spec(name, "v2"), 10, on_status, timeout_s=READY_S)
+        assert all(shares == ((name, 100),) for ready, shares in seen if not ready)
         assert shares() == {((name, 90), (f"{name}-canary", 10))}
-        status = until(
-            lambda: (found := deployer.status(name)).num_ready == 2 and found.state == "running" and found
-        )
         assert (status.record.spec.version, status.canary.version, status.canary_percent) == ("v1", "v2", 10)
-        deployer.scale(name, 2, 2)  # which leaves the canary alone
+        assert (status.state, status.num_ready, len(status.canary_replicas)) == ("running", 1, 1)
+        # More replicas leave the canary alone, and it is none of them.
+        status = scale(deployer, name, 2, 2, lambda _: None, timeout_s=READY_S)
+        assert (status.num_ready, len(status.canary_replicas)) == (2, 1)
+        assert any(line.replica == status.canary_replicas[0].name for line in deployer.logs(name))
         assert shares() == {((name, 90), (f"{name}-canary", 10))}
         deployer.set_canary(name, None, 0)
         assert shares() == {((name, 100),)}

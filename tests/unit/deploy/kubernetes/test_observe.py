@@ -16,6 +16,7 @@ def workload(*, generation=2, observed=2, wanted=1, conditions=(), **status):
     return {
         "kind": "Deployment",
         "metadata": {
+            "name": "chat",
             "generation": generation,
             "annotations": {"modelkit/record": RECORD.to_json(), "modelkit/percent": "10"},
         },
