@@ -122,6 +122,8 @@ class KubernetesDeployer:
     def apply(self, record: Record) -> None:
         """See Deployer."""
         spec = record.spec
+        if not record.is_readable:
+            raise _unreadable(spec.name)
         self._require(spec)
         current = self._api.find(DEPLOYMENT.path(self._api.namespace, spec.name))
         num_replicas = None if current is None else int(current["spec"].get("replicas", 0))
@@ -369,10 +371,7 @@ class KubernetesDeployer:
         """Return the record of an object that is to be changed. Raises DeployError for one that would be lost by that."""
         record = record_of(workload)
         if not record.is_readable:
-            raise DeployError(
-                f"the record of {instance_of(workload)} cannot be read; a newer modelkit may have written it",
-                cure="update modelkit, or deploy it again",
-            )
+            raise _unreadable(instance_of(workload))
         return record
 
     def _status(self, workloads: Sequence[Mapping[str, Any]]) -> Status:
@@ -431,6 +430,13 @@ class KubernetesDeployer:
                 if not (message.startswith("Error: ") and found.get(about)):
                     found[about] = message
         return found
+
+
+def _unreadable(name: str) -> DeployError:
+    return DeployError(
+        f"the record of {name} cannot be read; a newer modelkit may have written it",
+        cure="update modelkit, or deploy it again",
+    )
 
 
 def _is_canary(item: Mapping[str, Any]) -> bool:
