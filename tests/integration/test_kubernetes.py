@@ -274,7 +274,7 @@ def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, d
     assert (status.num_ready, status.min_replicas, status.max_replicas) == (3, 3, 3)
     assert first.name in {replica.name for replica in status.replicas}
     assert cluster.get("poddisruptionbudget", single)["spec"]["maxUnavailable"] == 1
-    targets = locate(deployer.compute, name).routes[0].targets
+    targets = locate(deployer.compute, single).routes[0].targets
     assert len(targets) == 3
     # An autoscaler gets its bounds and keeps the replicas that run, whatever is applied anew.
     deployer.scale(single, 1, 4)
@@ -326,8 +326,13 @@ def test_a_record_of_a_newer_modelkit_is_listed_and_not_overwritten(cluster, dep
     record = deployer.status(single).record
     cluster.kubectl("annotate", "deployment", single, "--overwrite", 'modelkit/record={"spec": 2}')
     try:
-        status = next(each for each in deployer.statuses() if each.name == single)
-        assert (status.state, status.num_ready, status.record.is_readable) == ("running", 1, False)
+
+        def listed():
+            status = next(each for each in deployer.statuses() if each.name == single)
+            return status if status.state == "running" else None
+
+        status = until(listed)
+        assert (status.num_ready, status.record.is_readable) == (1, False)
         for change in (lambda: deployer.scale(single, 2, 2), lambda: deployer.apply(status.record)):
             with pytest.raises(DeployError, match="newer modelkit"):
                 change()
@@ -532,6 +537,13 @@ def test_a_deployment_is_not_turned_into_another_kind_of_object(cluster, deploye
             assert f"modelkit stop {single}" in refused.value.cure
         assert not cluster.get("rayservices")["items"]
     assert deployer.status(single).state == "running"
+
+
+def test_what_others_have_made_is_left_alone(cluster, deployer, make_spec):
+    before = cluster.get("service", "kubernetes")
+    with pytest.raises(UsageError, match="a Service 'kubernetes' that modelkit has not made"):
+        deployer.apply(Record(make_spec("kubernetes")))
+    assert cluster.get("service", "kubernetes") == before
 
 
 def test_rights_that_are_missing_are_named(cluster):

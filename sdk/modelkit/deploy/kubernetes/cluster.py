@@ -300,6 +300,7 @@ class KubernetesDeployer:
         config = spec.parsed_config()
         if config.deployment.mode == "serverless":
             self._require_flavor()
+        self._require_own(spec.name)
         wanted = workload_kind(config, self.compute)
         for workload in self._workloads(spec.name):
             if (workload["apiVersion"], workload["kind"]) != (wanted.api_version, wanted.name):
@@ -307,6 +308,16 @@ class KubernetesDeployer:
                     f"{spec.name} runs as a {workload['kind']} ({workload['apiVersion']}), and would as a "
                     f"{wanted.name} ({wanted.api_version}): the one would end before the other serves",
                     cure=f"deploy it beside, with --name OTHER, and then `modelkit stop {spec.name}`",
+                )
+
+    def _require_own(self, name: str) -> None:
+        """Raise UsageError where somebody else has made an object of a name that ours would have."""
+        for kind in (SERVICE, DEPLOYMENT):
+            found = self._api.find(kind.path(self._api.namespace, name))
+            if found is not None and not _is_own(found):
+                raise UsageError(
+                    f"the namespace {self._api.namespace} has a {kind.name} '{name}' that modelkit has not made",
+                    cure="give this deployment another name: --name NAME",
                 )
 
     def _require_flavor(self) -> None:
@@ -437,6 +448,13 @@ def _unreadable(name: str) -> DeployError:
         f"the record of {name} cannot be read; a newer modelkit may have written it",
         cure="update modelkit, or deploy it again",
     )
+
+
+def _is_own(item: Mapping[str, Any]) -> bool:
+    """Tell whether modelkit has made an object, or a controller of one that it has made."""
+    about = item["metadata"]
+    labels = about.get("labels") or {}
+    return labels.get("app.kubernetes.io/managed-by") == "modelkit" or bool(about.get("ownerReferences"))
 
 
 def _is_canary(item: Mapping[str, Any]) -> bool:

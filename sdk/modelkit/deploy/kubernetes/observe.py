@@ -85,7 +85,7 @@ def deployment_status(
         status,
         canary=record_of(canary).spec,
         canary_percent=int(canary["metadata"]["annotations"].get(PERCENT, 0)),
-        canary_replicas=tuple(_replica(pod, observed) for pod in others),
+        canary_replicas=tuple(_canary_replica(pod, canary, observed) for pod in others),
     )
 
 
@@ -129,6 +129,17 @@ def _status(
         max_replicas=bounds.max_replicas,
         reason="; ".join(part for part in ("" if record.is_readable else _UNREADABLE, reason) if part),
     )
+
+
+def _canary_replica(pod: Mapping[str, Any], canary: Mapping[str, Any], observed: Observed) -> Replica:
+    """Return a replica of a canary; one of a canary before it is ready for nobody."""
+    replica = _replica(pod, observed)
+    is_earlier = _template_of(pod) != _template_of(canary["spec"]["template"])
+    return replace(replica, state="draining") if is_earlier and replica.state == "ready" else replica
+
+
+def _template_of(item: Mapping[str, Any]) -> object:
+    return (item["metadata"].get("annotations") or {}).get(TEMPLATE)
 
 
 def _is_of_canary(pod: Mapping[str, Any]) -> bool:
@@ -228,12 +239,8 @@ def _new_replicas(
     workload: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], replicas: Sequence[Replica]
 ) -> tuple[list[Replica], list[Replica]]:
     """Return the replicas of the newest template that stay, and those of them that are ready."""
-    template = workload["spec"]["template"]["metadata"].get("annotations", {}).get(TEMPLATE)
-    names = {
-        pod["metadata"]["name"]
-        for pod in pods
-        if pod["metadata"].get("annotations", {}).get(TEMPLATE) == template
-    }
+    template = _template_of(workload["spec"]["template"])
+    names = {pod["metadata"]["name"] for pod in pods if _template_of(pod) == template}
     new = [replica for replica in replicas if replica.name in names and replica.state != "draining"]
     return new, [replica for replica in new if replica.state == "ready"]
 

@@ -178,6 +178,16 @@ def test_a_canary_is_told_with_its_share_and_its_replicas_apart():
     assert [(each.name, each.state) for each in found.canary_replicas] == [("chat-canary-1", "starting")]
 
 
+def test_a_canary_s_replicas_are_those_of_its_newest_version():
+    labels = {"modelkit/track": "canary"}
+    pods = [
+        pod("old", ready=True, metadata={"labels": labels, "annotations": {"modelkit/template": "before"}}),
+        pod("new", ready=True, metadata={"labels": labels, "annotations": {"modelkit/template": "new"}}),
+    ]
+    found = status(workload(replicas=1, updatedReplicas=1, availableReplicas=1), *pods, canary=workload())
+    assert {each.name: each.state for each in found.canary_replicas} == {"old": "draining", "new": "ready"}
+
+
 @pytest.mark.parametrize(
     "text",
     [
