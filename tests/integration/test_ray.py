@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-WAIT_S = 90.0
+WAIT_S = 240.0
 PROBE = ROOT / "tests" / "data" / "models" / "probe"
 SERVERLESS = ("deployment.mode=serverless", "deployment.scale_to_zero_after=2s")
 
