@@ -476,6 +476,7 @@ def test_gpus_are_taken_from_nodes_of_the_type(fresh, bench):
     bench.start(
         "gpu",
         overrides=(
+            "compute.cpu_requests=1",
             "compute.num_accelerators=2",
             'compute.accelerator_type=["NVIDIA-H200","NVIDIA-A100-80GB"]',
         ),
