@@ -16,8 +16,8 @@ from modelkit.computes import add_compute
 from modelkit.computes.kubernetes_api import locate
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
-from modelkit.deploy.kubernetes.cluster import scaled
-from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_back, roll_out, wait_until_ready
+from modelkit.deploy.kubernetes import pods
+from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_back, roll_out, scale, start_canary
 from modelkit.deploy.source import Wishes, read_target
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
@@ -42,6 +42,31 @@ def name(cluster):
     name = f"worker-{next(_numbers)}"
     yield name
     remove(cluster, name)
+
+
+@pytest.fixture(scope="module")
+def single(cluster, deployer, make_spec):
+    """A deployment of one replica, for tests that leave it as it was."""
+    yield standing(deployer, make_spec("single"))
+    remove(cluster, "single")
+
+
+@pytest.fixture(scope="module")
+def pair(cluster, deployer, make_spec):
+    """A deployment of two replicas, for tests that leave it as it was."""
+    yield standing(deployer, make_spec("pair", "v1", "deployment.min_replicas=2"))
+    remove(cluster, "pair")
+
+
+@pytest.fixture
+def quick_end(monkeypatch):
+    """Replicas that end at once: the test waits for that, and nobody calls them."""
+    monkeypatch.setattr(pods, "PRE_STOP_S", 1)
+
+
+def standing(deployer, spec):
+    put(deployer, spec)
+    return spec.name
 
 
 def remove(cluster, name):
@@ -107,17 +132,16 @@ def client_of(cluster, name):
 
 
 @pytest.fixture
-def url(cluster, name, tmp_path, monkeypatch):
-    """The deployment's URL; the compute is one that this user has added."""
+def computes(cluster, tmp_path, monkeypatch):
+    """The computes of this user: the cluster."""
     monkeypatch.setenv("MODELKIT_CONFIG_DIR", str(tmp_path / "config"))
     add_compute(cluster.compute())
-    return f"modelkit://cluster/{name}"
 
 
 class Load:
-    """Calls without a pause, from several threads, until the end of a block; what became of each is counted."""
+    """Calls from several threads until the end of a block; what became of each is counted."""
 
-    def __init__(self, url, num_threads=4):
+    def __init__(self, url, num_threads=2):
         self._stop = threading.Event()
         self._client = Client(url)
         self._threads = [threading.Thread(target=self._call) for _ in range(num_threads)]
@@ -135,6 +159,7 @@ class Load:
             else:
                 with self._lock:
                     self.num_ok += 1
+            time.sleep(0.002)  # what is to be updated needs the processor too
 
     def __enter__(self):
         for thread in self._threads:
@@ -148,6 +173,7 @@ class Load:
         self._client.close()
 
 
+@pytest.mark.usefixtures("quick_end")
 def test_a_folder_is_built_uploaded_pulled_and_answers(cluster, cluster_registry, worker_folder, name):
     compute = cluster.compute(registry=f"{cluster_registry.host}/team")
     with closing(open_deployer(compute)) as deployer:
@@ -174,43 +200,39 @@ def test_a_folder_is_built_uploaded_pulled_and_answers(cluster, cluster_registry
         assert not cluster.get(kinds, "--selector", f"app.kubernetes.io/instance={name}")["items"]
 
 
-def test_an_update_and_the_way_back_lose_no_call(deployer, make_spec, name, url):
-    two = ("deployment.min_replicas=2",)
-    put(deployer, make_spec(name, "v1", *two))
+@pytest.mark.usefixtures("computes")
+def test_an_update_and_the_way_back_lose_no_call(deployer, make_spec, pair):
+    url = f"modelkit://cluster/{pair}"
     with Client(url) as client:
         assert client.describe().description == "v1"
     with Load(url) as load:
-        put(deployer, make_spec(name, "v2", *two))
+        put(deployer, make_spec(pair, "v2", "deployment.min_replicas=2"))
         with Client(url) as client:
             until(lambda: client.describe().description == "v2")
         before = load.num_ok
-        status = roll_back(deployer, deployer.status(name).record, None, lambda _: None, timeout_s=READY_S)
+        status = roll_back(deployer, deployer.status(pair).record, None, lambda _: None, timeout_s=READY_S)
         assert status.record.spec.version == "v1"
-        until(lambda: all(replica.version == "v1" for replica in deployer.status(name).replicas))
+        until(lambda: all(replica.version == "v1" for replica in deployer.status(pair).replicas))
     assert load.lost == []
     assert load.num_ok > before > 0
-    assert [spec.version for spec in deployer.status(name).record.history] == ["v2"]
+    assert [spec.version for spec in deployer.status(pair).record.history] == ["v2"]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (
-            {"overrides": ("server.max_queue=many",)},
-            "must be a whole number",
-        ),  # its container ends as it starts
-        ({"artifact": "localhost:1/none:v2"}, "ImagePullBackOff"),
-    ],
-)
-def test_a_bad_version_leaves_the_old_one_serving(deployer, make_spec, name, url, change, reason):
-    put(deployer, make_spec(name))
-    (replica,) = deployer.status(name).replicas
-    with Load(url, num_threads=1) as load:
-        with pytest.raises(FailedRolloutError, match=reason) as failure:
-            put(deployer, replace(make_spec(name, "v2"), **change))
-        assert failure.value.serving == "v1"
+@pytest.mark.usefixtures("computes")
+def test_a_bad_version_leaves_the_old_one_serving(deployer, make_spec, single):
+    (replica,) = deployer.status(single).replicas
+    spec = make_spec(single, "v2")
+    bad = {
+        "must be a whole number": replace(spec, overrides=("server.max_queue=many",)),  # it ends as it starts
+        "ImagePullBackOff": replace(spec, artifact="localhost:1/none:v2"),
+    }
+    with Load(f"modelkit://cluster/{single}", num_threads=1) as load:
+        for reason, version in bad.items():
+            with pytest.raises(FailedRolloutError, match=reason) as failure:
+                put(deployer, version)
+            assert failure.value.serving == "v1 goes on serving"
     assert load.lost == []
-    status = deployer.status(name)
+    status = deployer.status(single)
     assert (status.state, status.record.spec.version) == ("running", "v1")
     assert [each.name for each in status.replicas if each.state == "ready"] == [replica.name]
 
@@ -224,15 +246,15 @@ def test_what_no_node_has_is_said_in_the_cluster_s_words(deployer, make_spec, na
     assert reason.startswith("Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu")
 
 
-def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deployer, make_spec, name, url):
-    put(deployer, make_spec(name, "v1", "deployment.min_replicas=2"))
-    victim = deployer.status(name).replicas[0].name
+@pytest.mark.usefixtures("computes")
+def test_a_killed_replica_is_replaced_and_the_other_one_answers(cluster, deployer, pair):
+    victim = next(each.name for each in deployer.status(pair).replicas if each.state == "ready")
     cluster.docker("kill", "--signal", "KILL", cluster.container_of(victim))
-    with Client(url) as client:
+    with Client(f"modelkit://cluster/{pair}") as client:
         until(lambda: _answers(client))
 
     def restarted():
-        status = deployer.status(name)
+        status = deployer.status(pair)
         replica = next(each for each in status.replicas if each.name == victim)
         return replica.num_restarts == 1 and status.num_ready == 2
 
@@ -246,16 +268,20 @@ def _answers(client):
         return False
 
 
-def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, deployer, make_spec, name):
-    put(deployer, make_spec(name))
-    (first,) = deployer.status(name).replicas
-    deployer.scale(name, 3, 3)
-    status = wait_until_ready(deployer, name, lambda _: None, timeout_s=READY_S)
+def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, deployer, single):
+    (first,) = deployer.status(single).replicas
+    status = scale(deployer, single, 3, 3, lambda _: None, timeout_s=READY_S)
     assert (status.num_ready, status.min_replicas, status.max_replicas) == (3, 3, 3)
     assert first.name in {replica.name for replica in status.replicas}
-    assert cluster.get("poddisruptionbudget", name)["spec"]["maxUnavailable"] == 1
+    assert cluster.get("poddisruptionbudget", single)["spec"]["maxUnavailable"] == 1
     targets = locate(deployer.compute, name).routes[0].targets
     assert len(targets) == 3
+    # An autoscaler gets its bounds and keeps the replicas that run, whatever is applied anew.
+    deployer.scale(single, 1, 4)
+    autoscaler = cluster.get("hpa", single)
+    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 4)
+    deployer.apply(deployer.status(single).record)
+    assert cluster.get("deployment", single)["spec"]["replicas"] == 3
     streams = []
 
     def stream(target):
@@ -265,57 +291,71 @@ def test_scaling_restarts_nothing_and_prunes_and_a_stream_survives_it(cluster, d
     threads = [threading.Thread(target=stream, args=(target,)) for target in targets]
     for thread in threads:
         thread.start()
-    deployer.scale(name, 1, 1)
-    until(lambda: any(replica.state == "draining" for replica in deployer.status(name).replicas))
+    deployer.scale(single, 1, 1)
+    until(lambda: any(replica.state == "draining" for replica in deployer.status(single).replicas))
     for thread in threads:
         thread.join()
     assert streams == [[str(number) for number in range(60)]] * 3
-    until(lambda: len(deployer.status(name).replicas) == 1)
-    assert not cluster.get("poddisruptionbudgets", "--selector", f"app.kubernetes.io/instance={name}")[
-        "items"
-    ]
+    until(lambda: len(deployer.status(single).replicas) == 1)
+    assert not cluster.get("pdb,hpa", "--selector", f"app.kubernetes.io/instance={single}")["items"]
 
 
-def test_the_autoscaler_gets_its_bounds_and_keeps_the_replicas_that_run(cluster, deployer, make_spec, name):
-    put(deployer, make_spec(name, "v1", "deployment.min_replicas=2", "deployment.max_replicas=2"))
-    deployer.scale(name, 1, 4)
-    autoscaler = cluster.get("hpa", name)
-    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 4)
-    assert cluster.get("deployment", name)["spec"]["replicas"] == 2
-    record = deployer.status(name).record
-    deployer.apply(record)
-    assert cluster.get("deployment", name)["spec"]["replicas"] == 2
-    assert record == scaled(record, 1, 4)
+def test_bounds_that_the_cluster_refuses_change_nothing(cluster, deployer, single):
+    before = deployer.status(single).record
+    with pytest.raises(DeployError, match="minReplicas"):
+        deployer.scale(single, 0, 3)
+    assert deployer.status(single).record == before
+    assert cluster.get("deployment", single)["spec"]["replicas"] == 1
 
 
-def test_logs_are_of_every_replica_and_follow_new_ones(deployer, make_spec, name):
-    put(deployer, make_spec(name))
-    lines = list(deployer.logs(name, num_lines=50))
-    assert {line.replica for line in lines} == {each.name for each in deployer.status(name).replicas}
+def test_logs_are_of_every_replica_and_follow_new_ones(deployer, single):
+    lines = list(deployer.logs(single, num_lines=50))
+    assert {line.replica for line in lines} == {each.name for each in deployer.status(single).replicas}
     assert any("serving worker" in line.text for line in lines)
-    followed = deployer.logs(name, num_lines=0, follow=True)
-    threading.Timer(1.0, deployer.scale, (name, 2, 2)).start()
+    followed = deployer.logs(single, num_lines=0, follow=True)
+    threading.Timer(1.0, deployer.scale, (single, 2, 2)).start()
     line = next(line for line in followed if "serving worker" in line.text)
     followed.close()
     assert line.replica not in {each.replica for each in lines}
     with pytest.raises(DeployError, match="has no replica 'other'"):
-        list(deployer.logs(name, replica="other"))
+        list(deployer.logs(single, replica="other"))
+    scale(deployer, single, 1, 1, lambda _: None, timeout_s=READY_S)
 
 
-def test_two_deployments_do_not_disturb_each_other(cluster, deployer, make_spec, name):
-    other = f"{name}-b"
-    put(deployer, make_spec(name, "v1"))
-    put(deployer, make_spec(other, "v7"))
+def test_a_record_of_a_newer_modelkit_is_listed_and_not_overwritten(cluster, deployer, single):
+    record = deployer.status(single).record
+    cluster.kubectl("annotate", "deployment", single, "--overwrite", 'modelkit/record={"spec": 2}')
     try:
-        with client_of(cluster, name) as one, client_of(cluster, other) as two:
-            assert (one.describe().description, two.describe().description) == ("v1", "v7")
-            assert {name, other} <= {status.name for status in deployer.statuses()}
-            deployer.delete(other)
-            assert one.predict(method="greet", name="Ada") == "Hello, Ada!"
+        status = next(each for each in deployer.statuses() if each.name == single)
+        assert (status.state, status.num_ready, status.record.is_readable) == ("running", 1, False)
+        for change in (lambda: deployer.scale(single, 2, 2), lambda: deployer.apply(status.record)):
+            with pytest.raises(DeployError, match="newer modelkit"):
+                change()
+        assert cluster.get("deployment", single)["spec"]["replicas"] == 1
     finally:
-        remove(cluster, other)
-    with pytest.raises(UnknownDeploymentError, match=other):
-        deployer.status(other)
+        deployer.apply(record)
+    assert deployer.status(single).record == record
+
+
+@pytest.mark.usefixtures("quick_end")
+def test_a_second_deployment_disturbs_nobody_and_what_its_stop_has_left_is_ended(
+    cluster, deployer, make_spec, name, single
+):
+    put(deployer, make_spec(name, "v7"))
+    with client_of(cluster, single) as one, client_of(cluster, name) as two:
+        assert (one.describe().description, two.describe().description) == ("v1", "v7")
+        assert {single, name} <= {status.name for status in deployer.statuses()}
+        # As a stop does that is killed in the middle.
+        cluster.kubectl("delete", "deployment", name, "--wait=false")
+        assert deployer.status(name).state == "stopping"
+        assert name in {status.name for status in deployer.statuses() if status.state == "stopping"}
+        deployer.delete(name)
+        assert one.predict(method="greet", name="Ada") == "Hello, Ada!"
+    with pytest.raises(UnknownDeploymentError, match=name):
+        deployer.status(name)
+    with pytest.raises(UnknownDeploymentError, match=name):
+        deployer.delete(name)
+    assert not cluster.get("services", "--selector", f"app.kubernetes.io/instance={name}")["items"]
 
 
 def test_secrets_come_from_the_cluster_by_name(cluster, deployer, make_spec, name):
@@ -347,21 +387,20 @@ def test_rendered_manifests_are_what_kubectl_takes(cluster, deployer, make_spec,
     assert kinds == ["Service", "Service", "Deployment", "PodDisruptionBudget"]
     # The cluster is older than policy/v1, which every supported one has.
     cluster.kubectl("apply", "--filename", "-", text=text.replace("policy/v1\n", "policy/v1beta1\n"))
-    status = wait_until_ready(deployer, name, lambda _: None, timeout_s=READY_S)
+    status = until(lambda: (found := deployer.status(name)).state == "running" and found, READY_S)
     assert status.num_ready == 2
     # What kubectl has made is a deployment as any other.
-    put(deployer, make_spec(name, "v2"))
-    assert deployer.status(name).record.spec.version == "v2"
+    assert scale(deployer, name, 1, 1, lambda _: None, timeout_s=READY_S).max_replicas == 1
+    assert not cluster.get("pdb", "--selector", f"app.kubernetes.io/instance={name}")["items"]
 
 
-def test_a_node_port_is_where_callers_outside_go(cluster, deployer, make_spec, name):
-    put(deployer, make_spec(name))
-    cluster.kubectl("patch", "service", name, "--patch", '{"spec": {"type": "NodePort"}}')
-    put(deployer, make_spec(name, "v2"))  # which does not take that back
-    endpoint = locate(deployer.compute, name)
+def test_a_node_port_is_where_callers_outside_go(cluster, deployer, single):
+    cluster.kubectl("patch", "service", single, "--patch", '{"spec": {"type": "NodePort"}}')
+    deployer.apply(deployer.status(single).record)  # which does not take that back
+    endpoint = locate(deployer.compute, single)
     assert endpoint.routes[0].targets[0].startswith("172.31.240.2:3")
     with Client(endpoint.routes[0].targets[0]) as client:
-        assert client.describe().description == "v2"
+        until(lambda: _answers(client))  # once the node has heard of the port
 
 
 def test_check_tells_what_the_cluster_is(cluster, deployer):
@@ -374,21 +413,20 @@ def test_check_tells_what_the_cluster_is(cluster, deployer):
         assert "does not know HTTPScaledObject" in other.check().problems[0][0]
 
 
-def test_a_canary_needs_a_gateway(deployer, make_spec, name):
-    put(deployer, make_spec(name))
+def test_a_canary_needs_a_gateway(deployer, make_spec, single):
     with pytest.raises(UsageError, match="shares calls out") as refused:
-        deployer.set_canary(name, make_spec(name, "v2"), 10)
+        deployer.set_canary(single, make_spec(single, "v2"), 10)
     assert "Gateway" in refused.value.cure
 
 
-GATEWAY_CRD = """
+DEFINITION = """
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata:
-  name: {plural}.gateway.networking.k8s.io
+  name: {plural}.{group}
   annotations: {{api-approved.kubernetes.io: "unapproved, a stand-in for tests"}}
 spec:
-  group: gateway.networking.k8s.io
+  group: {group}
   scope: Namespaced
   names: {{kind: {kind}, plural: {plural}}}
   versions:
@@ -404,20 +442,36 @@ metadata: {name: public}
 """
 
 
+@contextmanager
+def defined(cluster, group, kinds):
+    """Kinds of objects that nobody acts on, while the block lasts."""
+    for kind, plural in kinds.items():
+        text = DEFINITION.format(group=group, kind=kind, plural=plural)
+        cluster.kubectl("apply", "--filename", "-", text=text)
+    names = [f"crd/{plural}.{group}" for plural in kinds.values()]
+    try:
+        cluster.kubectl("wait", "--for=condition=Established", *names)
+
+        def served():
+            text = cluster.kubectl("api-resources", "--output=name")
+            return all(f"{plural}.{group}" in text for plural in kinds.values())
+
+        until(served)
+        yield
+    finally:
+        cluster.kubectl("delete", *names)
+
+
 @pytest.fixture
 def gateway(cluster):
-    """The objects of the Gateway API; nobody acts on them."""
+    """The objects of the Gateway API."""
     kinds = {"Gateway": "gateways", "HTTPRoute": "httproutes"}
-    for kind, plural in kinds.items():
-        cluster.kubectl("apply", "--filename", "-", text=GATEWAY_CRD.format(kind=kind, plural=plural))
-    names = [f"crd/{plural}.gateway.networking.k8s.io" for plural in kinds.values()]
-    cluster.kubectl("wait", "--for=condition=Established", *names)
-    until(lambda: "gateways" in cluster.kubectl("api-resources", "--api-group=gateway.networking.k8s.io"))
-    cluster.kubectl("apply", "--filename", "-", text=GATEWAY)
-    yield
-    cluster.kubectl("delete", *names)
+    with defined(cluster, "gateway.networking.k8s.io", kinds):
+        cluster.kubectl("apply", "--filename", "-", text=GATEWAY)
+        yield
 
 
+@pytest.mark.usefixtures("quick_end")
 def test_a_canary_has_replicas_of_its_own_and_a_share_of_the_route(cluster, gateway, make_spec, name):
     def shares():
         rules = cluster.get("httproute", name)["spec"]["rules"]
@@ -427,13 +481,21 @@ def test_a_canary_has_replicas_of_its_own_and_a_share_of_the_route(cluster, gate
         put(deployer, make_spec(name))
         assert cluster.get("httproute", name)["spec"]["hostnames"] == [f"{name}.models.test"]
         assert shares() == {((name, 100),)}
-        deployer.set_canary(name, make_spec(name, "v2"), 10)
+        seen = []
+
+        def on_status(status):
+            ready = bool(status.canary_replicas) and all(e.state == "ready" for e in status.canary_replicas)
+            seen.append((ready, *shares()))
+
+        status = start_canary(deployer, make_spec(name, "v2"), 10, on_status, timeout_s=READY_S)
+        assert all(shares == ((name, 100),) for ready, shares in seen if not ready)
         assert shares() == {((name, 90), (f"{name}-canary", 10))}
-        status = until(
-            lambda: (found := deployer.status(name)).num_ready == 2 and found.state == "running" and found
-        )
         assert (status.record.spec.version, status.canary.version, status.canary_percent) == ("v1", "v2", 10)
-        deployer.scale(name, 2, 2)  # which leaves the canary alone
+        assert (status.state, status.num_ready, len(status.canary_replicas)) == ("running", 1, 1)
+        # More replicas leave the canary alone, and it is none of them.
+        status = scale(deployer, name, 2, 2, lambda _: None, timeout_s=READY_S)
+        assert (status.num_ready, len(status.canary_replicas)) == (2, 1)
+        assert any(line.replica == status.canary_replicas[0].name for line in deployer.logs(name))
         assert shares() == {((name, 90), (f"{name}-canary", 10))}
         deployer.set_canary(name, None, 0)
         assert shares() == {((name, 100),)}
@@ -455,9 +517,26 @@ def test_serverless_needs_a_flavor_that_the_cluster_has(cluster, deployer, make_
         other.apply(Record(spec))
 
 
+def test_a_deployment_is_not_turned_into_another_kind_of_object(cluster, deployer, make_spec, single):
+    spec = make_spec(single, "v2", "deployment.mode=serverless", "deployment.min_replicas=0")
+    with (
+        defined(cluster, "ray.io", {"RayService": "rayservices"}),
+        closing(open_deployer(cluster.compute(flavor="kuberay"))) as other,
+    ):
+        for change in (
+            lambda: other.apply(Record(spec)),
+            lambda: other.deliver(spec, Origin(reference=spec.artifact), DELIVERY),
+        ):
+            with pytest.raises(UsageError, match="runs as a Deployment") as refused:
+                change()
+            assert f"modelkit stop {single}" in refused.value.cure
+        assert not cluster.get("rayservices")["items"]
+    assert deployer.status(single).state == "running"
+
+
 def test_rights_that_are_missing_are_named(cluster):
     cluster.kubectl("create", "serviceaccount", "guest")
-    secret = cluster.get("serviceaccount", "guest")["secrets"][0]["name"]
+    secret = until(lambda: cluster.get("serviceaccount", "guest").get("secrets"))[0]["name"]
     token = cluster.kubectl("get", "secret", secret, "--output", "jsonpath={.data.token}")
     import base64
 

@@ -328,7 +328,7 @@ def _load_kubeconfig(compute: Compute, config: Any, configuration: Any, failure:
     raise UsageError(
         f"{place} has no context '{compute.address}', which compute {compute.name} names; it has: "
         + (", ".join(sorted(contexts)) or "none"),
-        cure=f"`modelkit compute add {compute.name} --kind kubernetes --address CONTEXT` names another",
+        cure=f"`modelkit compute add {compute.name} --replace --address CONTEXT` names another",
     )
 
 
@@ -448,7 +448,7 @@ _OTHERS_ENDPOINTS: Final = ("knative", "kuberay")
 def _unknown_endpoint(compute: Compute, name: str) -> DeployError:
     return DeployError(
         f"{name} may be scaled to zero, and compute {compute.name} does not say where {compute.flavor} takes its calls",
-        cure=f"give that address: `modelkit compute add {compute.name} ... --endpoint '{{name}}.example.com:80'`",
+        cure=f"give that address: `modelkit compute add {compute.name} --replace --endpoint '{{name}}.example.com:80'`",
     )
 
 

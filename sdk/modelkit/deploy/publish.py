@@ -69,7 +69,7 @@ def _target(compute: Compute, model_id: str, digest: str) -> Reference:
     if compute.registry is None:
         raise UsageError(
             f"compute {compute.name} pulls images from a registry, and this model is on this machine only",
-            cure=f"name a registry that both reach: `modelkit compute add {compute.name} ... --registry "
+            cure=f"name a registry that both reach: `modelkit compute add {compute.name} --replace --registry "
             "registry.example.com/team`; or upload it first: `modelkit upload --to REGISTRY/REPO`",
         )
     repository = re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-")

@@ -1,13 +1,13 @@
 """Sends objects to a cluster, and takes away those that are no longer wanted."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from modelkit.computes.kubernetes_api import Kind, KubernetesApi, KubernetesError, label_selector
 from modelkit.deploy.kubernetes.kinds import adapted, kind_of, owned_kinds
 from modelkit.errors import DeployError
 
-__all__ = ["apply_objects", "delete_all", "owned_objects", "prune"]
+__all__ = ["apply_objects", "owned_objects", "prune"]
 
 
 def apply_objects(api: KubernetesApi, objects: Iterable[Mapping[str, Any]], served: Collection[str]) -> None:
@@ -34,19 +34,19 @@ def owned_objects(
 
 
 def prune(
-    api: KubernetesApi, name: str, wanted: Sequence[Mapping[str, Any]], served: Collection[str]
+    api: KubernetesApi,
+    name: str,
+    wanted: Sequence[Mapping[str, Any]],
+    served: Collection[str],
+    *,
+    keeps: Callable[[Mapping[str, Any]], bool] = lambda _: False,
 ) -> list[str]:
-    """Delete what a deployment has and no longer wants, and return what that was."""
+    """Delete what a deployment has, no longer wants, and is not to be kept all the same; return what that was."""
     kept = {(item["kind"], item["metadata"]["name"]) for item in wanted}
     gone = []
-    for kind, item in owned_objects(api, name, served):
-        if (kind.name, item["metadata"]["name"]) not in kept:
-            api.delete(kind.path(api.namespace, item["metadata"]["name"]))
-            gone.append(f"{kind.name} {item['metadata']['name']}")
-    return gone
-
-
-def delete_all(api: KubernetesApi, name: str, served: Collection[str]) -> None:
-    """Delete all objects of a deployment: first what scales and runs it, its services last."""
     for kind, item in reversed(owned_objects(api, name, served)):
-        api.delete(kind.path(api.namespace, item["metadata"]["name"]))
+        about = (kind.name, item["metadata"]["name"])
+        if about not in kept and not keeps(item):
+            api.delete(kind.path(api.namespace, about[1]))
+            gone.append(" ".join(about))
+    return gone

@@ -11,6 +11,7 @@ from modelkit.computes import Compute
 from modelkit.computes.kubernetes_api import GRPC_PORT, HTTP_PORT
 from modelkit.deploy.kubernetes.kinds import HTTP_ROUTE
 from modelkit.deploy.kubernetes.manifests import (
+    CANARY,
     PERCENT,
     deployment_object,
     metadata,
@@ -18,9 +19,8 @@ from modelkit.deploy.kubernetes.manifests import (
 )
 from modelkit.deploy.record import DeploymentSpec, Record
 
-__all__ = ["CANARY", "GatewayRef", "canary_objects", "route_object"]
+__all__ = ["GatewayRef", "canary_objects", "route_object"]
 
-CANARY: Final = "canary"
 _ALL_PERCENT: Final = 100
 # The path of every gRPC call is /SERVICE/METHOD; all others are HTTP's.
 _SERVICES: Final = (
@@ -52,7 +52,7 @@ def route_object(
 
     def backends(port: int) -> list[dict[str, Any]]:
         shares = {spec.name: _ALL_PERCENT - percent}
-        if percent:  # without a canary there is no second service
+        if percent:  # without a share there may be no second service, or none that is ready
             shares[f"{spec.name}-{CANARY}"] = percent
         return [{"name": name, "port": port, "weight": weight} for name, weight in shares.items()]
 

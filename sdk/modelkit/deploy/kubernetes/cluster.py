@@ -10,29 +10,42 @@ from modelkit.computes.kubernetes_api import KubernetesApi, KubernetesError, fin
 from modelkit.deploy.base import Delivery, LineSink, LogLine, Origin, Report, Status
 from modelkit.deploy.kubernetes import logs
 from modelkit.deploy.kubernetes.accelerators import gpu_resource
-from modelkit.deploy.kubernetes.apply import apply_objects, delete_all, owned_objects, prune
-from modelkit.deploy.kubernetes.canary import CANARY, GatewayRef, canary_objects, route_object
+from modelkit.deploy.kubernetes.apply import apply_objects, owned_objects, prune
+from modelkit.deploy.kubernetes.canary import GatewayRef, canary_objects, route_object
 from modelkit.deploy.kubernetes.checks import check_cluster
-from modelkit.deploy.kubernetes.flavors import flavor_kind, host_of, serverless_objects
+from modelkit.deploy.kubernetes.flavors import (
+    flavor_kind,
+    host_of,
+    serverless_objects,
+    workload_kind,
+)
 from modelkit.deploy.kubernetes.kinds import (
+    AUTOSCALER,
     DEPLOYMENT,
+    DISRUPTION_BUDGET,
     GATEWAY,
     HTTP_ROUTE,
     KNATIVE_SERVICE,
     KUBERAY_SERVICE,
     POD,
     SECRET,
+    SERVICE,
 )
 from modelkit.deploy.kubernetes.manifests import (
+    CANARY,
     MAX_NAME_CHARACTERS,
+    PERCENT,
     RECORD,
     as_yaml,
     dedicated_objects,
+    starting_one,
 )
 from modelkit.deploy.kubernetes.observe import (
     Observed,
     deployment_status,
+    instance_of,
     record_of,
+    remains,
     resource_status,
 )
 from modelkit.deploy.kubernetes.secrets import create_command, secret_refs
@@ -46,10 +59,11 @@ _CUSTOM_METRICS: Final = "custom.metrics.k8s.io/"
 _RESERVED: Final = ("-canary", "-replicas")
 _POLL_S: Final = 0.5
 _DELETE_SLACK_S: Final = 120.0
-_FAULT: Final = "Failed"  # how the reasons of such events begin
+_GRACE_S: Final = 30.0  # Kubernetes' own
 _MAX_ASKED: Final = 3  # of replicas that are not ready, whose last line is worth a request each
-# The kinds that stand for a deployment, each with its record.
+# The kinds that stand for a deployment, each with its record; and those that only say how many replicas there are.
 _WORKLOADS: Final = (DEPLOYMENT, KNATIVE_SERVICE, KUBERAY_SERVICE)
+_SCALERS: Final = (DISRUPTION_BUDGET.name, AUTOSCALER.name)
 
 
 class KubernetesDeployer:
@@ -97,6 +111,7 @@ class KubernetesDeployer:
 
     def deliver(self, spec: DeploymentSpec, origin: Origin, delivery: Delivery) -> str:
         """See Deployer: the image is in a registry when this returns."""
+        self._require(spec)
         return publish(spec, self.compute, origin, delivery)
 
     def render(self, record: Record) -> str:
@@ -107,50 +122,52 @@ class KubernetesDeployer:
     def apply(self, record: Record) -> None:
         """See Deployer."""
         spec = record.spec
-        config = spec.parsed_config()
-        self._require_secrets(spec)
-        if config.deployment.mode == "serverless":
-            self._require_flavor()
+        if not record.is_readable:
+            raise _unreadable(spec.name)
+        self._require(spec)
         current = self._api.find(DEPLOYMENT.path(self._api.namespace, spec.name))
         num_replicas = None if current is None else int(current["spec"].get("replicas", 0))
-        wanted = [*self._objects(record, num_replicas), *self._routes(spec)]
+        wanted = [*starting_one(self._objects(record, num_replicas), current), *self._routes(spec)]
         apply_objects(self._api, wanted, self._served())
         # A canary belongs to the deployment: a new version beside it leaves it as it is.
-        canary = [item for _, item in owned_objects(self._api, spec.name, self._served()) if _is_canary(item)]
-        prune(self._api, spec.name, [*wanted, *canary], self._served())
+        prune(self._api, spec.name, wanted, self._served(), keeps=_is_canary)
 
     def status(self, name: str) -> Status:
         """See Deployer."""
-        workloads = self._workloads(name)
-        if not workloads:
-            raise UnknownDeploymentError(self.compute.name, name, [each.name for each in self.statuses()])
-        return self._status(workloads)
+        if workloads := self._workloads(name):
+            return self._status(workloads)
+        if self._services(name):
+            return remains(name, self._pods(name))
+        raise self._unknown(name)
 
     def statuses(self) -> list[Status]:
         """See Deployer."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for workload in self._workloads(None):
-            groups.setdefault(record_of(workload).spec.name, []).append(workload)
-        return [self._status(workloads) for _, workloads in sorted(groups.items())]
+            groups.setdefault(instance_of(workload), []).append(workload)
+        found = {name: self._status(workloads) for name, workloads in groups.items()}
+        for name in {instance_of(service) for service in self._services(None)} - found.keys():
+            found[name] = remains(name, self._pods(name))
+        return [found[name] for name in sorted(found)]
 
     def scale(self, name: str, min_replicas: int, max_replicas: int) -> None:
         """See Deployer: the pods' template stays as it is, so that no replica starts again."""
         workload = self._workload(name)
-        record = scaled(record_of(workload), min_replicas, max_replicas)
+        record = self._readable(workload).scaled(min_replicas, max_replicas)
         if workload["kind"] != DEPLOYMENT.name:
             self.apply(record)
             return
-        num = int(workload["spec"].get("replicas", 0))
-        wanted = self._objects(record, num)
-        replicas = next(item for item in wanted if item["kind"] == DEPLOYMENT.name)["spec"].get("replicas")
+        objects = self._objects(record, int(workload["spec"].get("replicas", 0)))
+        deployment = next(item for item in objects if item["kind"] == DEPLOYMENT.name)
+        others = [item for item in objects if item is not deployment]
+        # What the cluster does not take is refused before anything has changed; an autoscaler that is no longer wanted
+        # is gone before it can set other numbers; and the record goes with the number that it tells.
+        apply_objects(self._api, others, self._served())
+        prune(self._api, name, objects, self._served(), keeps=lambda item: item["kind"] not in _SCALERS)
         change: dict[str, Any] = {"metadata": {"annotations": {RECORD: record.to_json()}}}
-        if replicas is not None:
+        if (replicas := deployment["spec"].get("replicas")) is not None:
             change["spec"] = {"replicas": replicas}
         self._api.merge(DEPLOYMENT.path(self._api.namespace, name), change)
-        others = [item for item in wanted if item["kind"] != DEPLOYMENT.name]
-        apply_objects(self._api, others, self._served())
-        canary = [item for _, item in owned_objects(self._api, name, self._served()) if _is_canary(item)]
-        prune(self._api, name, [*wanted, *self._routes(record.spec), *canary], self._served())
 
     def logs(
         self, name: str, *, replica: str | None = None, num_lines: int = 100, follow: bool = False
@@ -176,7 +193,7 @@ class KubernetesDeployer:
     def set_canary(self, name: str, spec: DeploymentSpec | None, percent: int) -> None:
         """See Deployer: where a Gateway shares the calls out."""
         workload = self._workload(name)
-        record = record_of(workload)
+        record = self._readable(workload)
         if workload["kind"] != DEPLOYMENT.name or record.spec.parsed_config().deployment.mode == "serverless":
             raise UsageError(
                 f"{name} is serverless, and has one version at a time",
@@ -198,18 +215,32 @@ class KubernetesDeployer:
         )
         apply_objects(self._api, [*own, route], self._served())
         if spec is None:
-            kept = [
-                item for _, item in owned_objects(self._api, name, self._served()) if not _is_canary(item)
-            ]
-            prune(self._api, name, kept, self._served())
+            prune(self._api, name, (), self._served(), keeps=lambda item: not _is_canary(item))
 
     def delete(self, name: str) -> None:
-        """See Deployer: replicas that are told to end may finish their calls first."""
-        status = self.status(name)
-        delete_all(self._api, name, self._served())
-        drain_s = status.record.spec.parsed_config().server.drain_timeout_s
-        deadline = time.monotonic() + drain_s + _DELETE_SLACK_S
+        """See Deployer: replicas that are told to end may finish their calls first, through services that stay so long.
+
+        A stop that was cut short leaves these, and is found by them.
+        """
+        owned = owned_objects(self._api, name, self._served())
+        if not owned:
+            raise self._unknown(name)
+        services = [(kind, item) for kind, item in owned if kind == SERVICE]
+        for kind, item in reversed(owned):
+            if kind != SERVICE:
+                self._api.delete(kind.path(self._api.namespace, item["metadata"]["name"]))
+        self._await_end(name)
+        for kind, item in services:
+            self._api.delete(kind.path(self._api.namespace, item["metadata"]["name"]))
+
+    def _await_end(self, name: str) -> None:
+        deadline: float | None = None
         while pods := self._pods(name):
+            if deadline is None:
+                grace_s = max(
+                    float(pod["spec"].get("terminationGracePeriodSeconds") or _GRACE_S) for pod in pods
+                )
+                deadline = time.monotonic() + grace_s + _DELETE_SLACK_S
             if time.monotonic() > deadline:
                 names = ", ".join(pod["metadata"]["name"] for pod in pods)
                 raise DeployError(
@@ -239,7 +270,7 @@ class KubernetesDeployer:
         if gateway is None:
             return []
         canary = self._api.find(DEPLOYMENT.path(self._api.namespace, f"{spec.name}-{CANARY}"))
-        percent = 0 if canary is None else int(canary["metadata"]["annotations"].get("modelkit/percent", 0))
+        percent = 0 if canary is None else int(canary["metadata"]["annotations"].get(PERCENT, 0))
         return [route_object(spec, self.compute, gateway, self._host(spec.name), percent=percent)]
 
     def _host(self, name: str) -> str:
@@ -263,6 +294,21 @@ class KubernetesDeployer:
             return None
         return {"name": found[0]["metadata"]["name"], "namespace": found[0]["metadata"]["namespace"]}
 
+    def _require(self, spec: DeploymentSpec) -> None:
+        """Raise UsageError or DeployError for what the cluster lacks, or has in the way."""
+        self._require_secrets(spec)
+        config = spec.parsed_config()
+        if config.deployment.mode == "serverless":
+            self._require_flavor()
+        wanted = workload_kind(config, self.compute)
+        for workload in self._workloads(spec.name):
+            if (workload["apiVersion"], workload["kind"]) != (wanted.api_version, wanted.name):
+                raise UsageError(
+                    f"{spec.name} runs as a {workload['kind']} ({workload['apiVersion']}), and would as a "
+                    f"{wanted.name} ({wanted.api_version}): the one would end before the other serves",
+                    cure=f"deploy it beside, with --name OTHER, and then `modelkit stop {spec.name}`",
+                )
+
     def _require_flavor(self) -> None:
         kind = flavor_kind(self.compute)
         if kind.api_version not in self._served():
@@ -274,7 +320,9 @@ class KubernetesDeployer:
 
     def _require_secrets(self, spec: DeploymentSpec) -> None:
         """Raise DeployError where a Secret is not there; of one that may not be looked at, the replica will say so."""
-        for reference in secret_refs(spec, spec.parsed_config()):
+        for reference in secret_refs(spec):
+            if reference.is_optional:
+                continue
             try:
                 found = self._api.has(SECRET.path(self._api.namespace, reference.secret))
             except KubernetesError:
@@ -304,22 +352,40 @@ class KubernetesDeployer:
             and not item["metadata"].get("ownerReferences")
         ]
 
+    def _services(self, name: str | None) -> list[dict[str, Any]]:
+        """Return the services, which are what is left last: of one deployment, or of all."""
+        found = self._api.items(SERVICE.path(self._api.namespace), labelSelector=label_selector(name))
+        return [item for item in found if not item["metadata"].get("ownerReferences")]
+
     def _workload(self, name: str) -> dict[str, Any]:
         for workload in self._workloads(name):
             if not _is_canary(workload):
                 return workload
-        raise UnknownDeploymentError(self.compute.name, name, [each.name for each in self.statuses()])
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> UnknownDeploymentError:
+        names = {instance_of(workload) for workload in self._workloads(None)}
+        return UnknownDeploymentError(self.compute.name, name, sorted(names))
+
+    def _readable(self, workload: Mapping[str, Any]) -> Record:
+        """Return the record of an object that is to be changed. Raises DeployError for one that would be lost by that."""
+        record = record_of(workload)
+        if not record.is_readable:
+            raise _unreadable(instance_of(workload))
+        return record
 
     def _status(self, workloads: Sequence[Mapping[str, Any]]) -> Status:
         workload = next((each for each in workloads if not _is_canary(each)), workloads[0])
         canary = next((each for each in workloads if _is_canary(each) and each is not workload), None)
-        name = record_of(workload).spec.name
+        name = instance_of(workload)
         observed = self._observe(name)
         if workload["kind"] == DEPLOYMENT.name:
             status = deployment_status(workload, observed, canary)
         else:
             status = resource_status(workload, observed)
-        return replace(status, endpoint=self._endpoint(name))
+        # Whoever waits asks again and again: not for where it is called before anything answers there.
+        answers = status.state == "idle" or status.num_ready
+        return replace(status, endpoint=self._endpoint(name)) if answers else status
 
     def _endpoint(self, name: str) -> Endpoint | None:
         try:
@@ -333,9 +399,8 @@ class KubernetesDeployer:
         warnings = self._warnings({pod["metadata"]["name"] for pod in waiting}) if waiting else {}
         lines = {}
         for pod in waiting[:_MAX_ASKED]:
-            said = (
-                logs.last_lines(self._api, pod, 1) if pod.get("status", {}).get("containerStatuses") else []
-            )
+            # Of any other the container's state says more.
+            said = logs.last_lines(self._api, pod, 1) if logs.is_running(pod) else []
             lines[pod["metadata"]["name"]] = said[-1] if said else ""
         return Observed(pods=pods, warnings=warnings, last_lines=lines)
 
@@ -367,15 +432,10 @@ class KubernetesDeployer:
         return found
 
 
-def scaled(record: Record, min_replicas: int, max_replicas: int) -> Record:
-    """Return the record with other bounds."""
-    deployment = {
-        **(record.spec.config.get("deployment") or {}),
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
-    }
-    return Record(
-        replace(record.spec, config={**record.spec.config, "deployment": deployment}), record.history
+def _unreadable(name: str) -> DeployError:
+    return DeployError(
+        f"the record of {name} cannot be read; a newer modelkit may have written it",
+        cure="update modelkit, or deploy it again",
     )
 
 

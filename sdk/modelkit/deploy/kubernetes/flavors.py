@@ -12,7 +12,7 @@ from typing import Any, Final
 from modelkit.computes import Compute
 from modelkit.computes.kubernetes_api import GRPC_PORT, Kind
 from modelkit.config import Config
-from modelkit.deploy.kubernetes.kinds import HTTP_SCALED_OBJECT, KNATIVE_SERVICE, KUBERAY_SERVICE
+from modelkit.deploy.kubernetes.kinds import DEPLOYMENT, HTTP_SCALED_OBJECT, KNATIVE_SERVICE, KUBERAY_SERVICE
 from modelkit.deploy.kubernetes.kuberay import kuberay_objects
 from modelkit.deploy.kubernetes.manifests import (
     RECORD,
@@ -21,12 +21,13 @@ from modelkit.deploy.kubernetes.manifests import (
     metadata,
     pod_template,
     service_objects,
+    within,
 )
 from modelkit.deploy.kubernetes.pods import start_timeout_s
 from modelkit.deploy.record import Record
 from modelkit.errors import UsageError
 
-__all__ = ["FLAVORS", "Flavor", "flavor_kind", "host_of", "serverless_objects"]
+__all__ = ["FLAVORS", "Flavor", "flavor_kind", "host_of", "serverless_objects", "workload_kind"]
 
 Flavor = Callable[[Record, Compute, int | None], list[dict[str, Any]]]
 
@@ -49,6 +50,14 @@ def flavor_kind(compute: Compute) -> Kind:
     return _known(compute)[0]
 
 
+def workload_kind(config: Config, compute: Compute) -> Kind:
+    """Return the kind of object that stands for a deployment. Raises UsageError without a flavor where it needs one."""
+    if config.deployment.mode == "dedicated":
+        return DEPLOYMENT
+    kind = flavor_kind(compute)
+    return DEPLOYMENT if kind == HTTP_SCALED_OBJECT else kind  # which scales one
+
+
 def host_of(compute: Compute, name: str, namespace: str) -> str:
     """Return the host by which callers name a deployment: of the compute's endpoint, else one within the cluster."""
     if compute.endpoint:
@@ -65,7 +74,7 @@ def _known(compute: Compute) -> "tuple[Kind, Flavor]":
         )
         raise UsageError(
             f"{what}, and Kubernetes alone cannot scale to zero: one of {', '.join(FLAVORS)} has to run in the cluster",
-            cure=f"name the one that does: `modelkit compute add {compute.name} ... --flavor keda`; or deploy with "
+            cure=f"name the one that does: `modelkit compute add {compute.name} --replace --flavor keda`; or deploy with "
             "--mode dedicated",
         )
     return found
@@ -88,8 +97,7 @@ def _keda_objects(record: Record, compute: Compute, num_replicas: int | None) ->
     }
     return [
         *service_objects(spec, compute),
-        # A new version starts one replica at least: one that cannot start is seen now, not by the first caller.
-        deployment_object(record, config, compute, None if num_replicas is None else max(1, num_replicas)),
+        deployment_object(record, config, compute, within(num_replicas, config)),
         _object(HTTP_SCALED_OBJECT, metadata(spec.name, spec, compute), content),
     ]
 

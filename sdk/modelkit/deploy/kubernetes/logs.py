@@ -1,88 +1,121 @@
 """What the replicas write: the last lines of each, and while one follows, the lines of those that come later too."""
 
-import contextlib
-import queue
+import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from modelkit.computes.kubernetes_api import KubernetesApi
 from modelkit.deploy.base import LogLine
+from modelkit.deploy.follow import Source
+from modelkit.deploy.follow import follow as follow_all
 from modelkit.deploy.kubernetes.kinds import POD
 from modelkit.deploy.kubernetes.pods import CONTAINER
 from modelkit.errors import DeployError
 
-__all__ = ["follow", "last_lines"]
+__all__ = ["follow", "is_running", "last_lines"]
 
-_LOOK_AGAIN_S: Final = 1.0
+# The kubelet's own words, in the place of a log that has gone with its container.
+_GONE: Final = "unable to retrieve container logs"
+# What stands before each line on request: digits of a second are left out at the end, where they are zeros.
+_STAMPED: Final = re.compile(
+    r"((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|[+-]\d\d:\d\d)) ?(.*)", re.DOTALL
+)
 
 Pods = Callable[[], list[dict[str, Any]]]
 
 
 def last_lines(api: KubernetesApi, pod: Mapping[str, Any], num_lines: int) -> list[str]:
     """Return the last lines of a replica: of the container that died, where a new one has not begun to write."""
-    path = f"{POD.path(api.namespace, pod['metadata']['name'])}/log"
+    path = _path(api, pod["metadata"]["name"])
     previous = "true" if is_waiting_to_restart(pod) else "false"
     try:
         lines = list(api.lines(path, container=CONTAINER, tailLines=str(num_lines), previous=previous))
     except DeployError:
         return []  # it has no container yet, or none any more
-    # The kubelet's own words, in the place of a log that has gone with its container.
-    return [line for line in lines if not line.startswith("unable to retrieve container logs")]
+    return [line for line in lines if not line.startswith(_GONE)]
 
 
 def follow(api: KubernetesApi, pods: Pods, num_lines: int) -> Iterator[LogLine]:
     """Yield the last lines of every replica and then what they write, until the caller stops."""
-    stop = threading.Event()
-    lines: queue.SimpleQueue[LogLine] = queue.SimpleQueue()
-    started: set[str] = set()
-    tail = num_lines
-    looked = 0.0
-    try:
-        while True:
-            if time.monotonic() - looked > _LOOK_AGAIN_S:
-                for pod in pods():
-                    if _has_started(pod) and (key := _key(pod)) not in started:
-                        started.add(key)
-                        target = (api, pod["metadata"]["name"], tail, lines.put, stop)
-                        threading.Thread(target=_read, args=target, daemon=True).start()
-                tail = -1  # of a replica that came later everything is new
-                looked = time.monotonic()
-            with contextlib.suppress(queue.Empty):
-                yield lines.get(timeout=_LOOK_AGAIN_S / 4)
-    finally:
-        stop.set()
+    first: set[tuple[str, str]] | None = None
+
+    def find() -> list[Source]:
+        nonlocal first
+        found = [source_of(pod) for pod in pods() if has_run(pod)]
+        if first is None:
+            first = {(source.key, source.run) for source in found}
+        return found
+
+    def read(source: Source, after: str, stop: threading.Event) -> Iterator[tuple[str, str]]:
+        # Of a replica that came later everything is new.
+        has_tail = not after and first is not None and (source.key, source.run) in first
+        query = {"tailLines": str(num_lines)} if has_tail else {}
+        query |= {"sinceTime": after} if after else {}
+        lines = api.lines(
+            _path(api, source.replica),
+            timeout_s=None,
+            stop=stop,
+            container=CONTAINER,
+            follow="true",
+            timestamps="true",
+            **query,
+        )
+        return later(lines, after)
+
+    return follow_all(find, read)
+
+
+def later(lines: Iterator[str], after: str) -> Iterator[tuple[str, str]]:
+    """Yield stamped lines as (stamp, text), those after a stamp: the API itself goes by whole seconds."""
+    begin = _moment(after)
+    for line in lines:
+        if (match := _STAMPED.match(line)) is None:
+            if not line.startswith(_GONE):
+                yield after, line
+        elif _moment(match[1]) > begin:
+            after = match[1]
+            yield after, match[4]
+
+
+def _moment(stamp: str) -> tuple[str, str]:
+    match = _STAMPED.match(stamp)
+    return ("", "") if match is None else (match[2], (match[3] or "").ljust(9, "0"))
 
 
 def is_waiting_to_restart(pod: Mapping[str, Any]) -> bool:
     """Tell whether a replica's container has ended, and another is to be started."""
+    return any("waiting" in (each.get("state") or {}) and each.get("restartCount") for each in _servers(pod))
+
+
+def has_run(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a replica has begun to write, in this container or the one before."""
     return any(
-        each["name"] == CONTAINER and "waiting" in (each.get("state") or {}) and each.get("restartCount")
-        for each in pod.get("status", {}).get("containerStatuses") or ()
+        {"running", "terminated"} & {*(each.get("state") or {}), *(each.get("lastState") or {})}
+        for each in _servers(pod)
     )
 
 
-def _read(
-    api: KubernetesApi, name: str, num_lines: int, put: Callable[[LogLine], None], stop: threading.Event
-) -> None:
-    """Hand on what a replica writes. Its thread ends with the container, or with this process."""
-    path = f"{POD.path(api.namespace, name)}/log"
-    tail = {"tailLines": str(num_lines)} if num_lines >= 0 else {}
-    with contextlib.suppress(Exception):  # whatever ends it, the replica is looked for again
-        for line in api.lines(path, timeout_s=None, stop=stop, container=CONTAINER, follow="true", **tail):
-            put(LogLine(replica=name, text=line))
+def is_running(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a replica's container runs."""
+    return any("running" in (each.get("state") or {}) for each in _servers(pod))
 
 
-def _has_started(pod: Mapping[str, Any]) -> bool:
-    return any(
-        each["name"] == CONTAINER and "running" in (each.get("state") or {})
-        for each in pod.get("status", {}).get("containerStatuses") or ()
+def source_of(pod: Mapping[str, Any]) -> Source:
+    """Return a replica as one that is followed."""
+    servers = _servers(pod)
+    return Source(
+        key=pod["metadata"]["uid"],
+        replica=pod["metadata"]["name"],
+        run=str(sum(each.get("restartCount", 0) for each in servers)),
+        is_running=is_running(pod),
     )
 
 
-def _key(pod: Mapping[str, Any]) -> str:
-    """Return what tells one run of a replica from the next."""
+def _servers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     statuses = pod.get("status", {}).get("containerStatuses") or ()
-    restarts = sum(each.get("restartCount", 0) for each in statuses)
-    return f"{pod['metadata']['uid']}/{restarts}"
+    return [each for each in statuses if each["name"] == CONTAINER]
+
+
+def _path(api: KubernetesApi, name: str) -> str:
+    return f"{POD.path(api.namespace, name)}/log"

@@ -18,6 +18,7 @@ from modelkit.deploy.kubernetes.pods import pod_spec, start_timeout_s
 from modelkit.deploy.record import DeploymentSpec, Record
 
 __all__ = [
+    "CANARY",
     "MAX_NAME_CHARACTERS",
     "PERCENT",
     "RECORD",
@@ -33,6 +34,8 @@ __all__ = [
     "pod_template",
     "selector",
     "service_objects",
+    "starting_one",
+    "within",
 ]
 
 # The record with its history, on the object that stands for the deployment.
@@ -44,6 +47,7 @@ TEMPLATE: Final = "modelkit/template"
 # Which of two versions side by side a pod belongs to.
 TRACK: Final = "modelkit/track"
 STABLE: Final = "stable"
+CANARY: Final = "canary"
 # The longest name that leaves room for those made of it, of which Kubernetes takes 63 characters.
 MAX_NAME_CHARACTERS: Final = 54
 
@@ -66,8 +70,7 @@ def dedicated_objects(
     deployment = config.deployment
     if not is_autoscaled(config):
         num_replicas = deployment.min_replicas
-    elif num_replicas is not None:
-        num_replicas = min(max(num_replicas, deployment.min_replicas), deployment.max_replicas)
+    num_replicas = within(num_replicas, config)
     objects = service_objects(spec, compute)
     objects.append(deployment_object(record, config, compute, num_replicas))
     if deployment.min_replicas > 1:
@@ -119,6 +122,28 @@ def pod_template(
         "metadata": {"labels": labels(spec) | selector(spec.name, track), "annotations": annotations},
         "spec": pod,
     }
+
+
+def starting_one(
+    objects: Sequence[dict[str, Any]], current: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Return the objects so that a template that is new to a Deployment without replicas starts one.
+
+    A version that cannot start is seen now, and not by the first caller.
+    """
+
+    def template_of(item: Mapping[str, Any]) -> object:
+        return (item["spec"]["template"]["metadata"].get("annotations") or {}).get(TEMPLATE)
+
+    return [
+        {**item, "spec": {**item["spec"], "replicas": 1}}
+        if current is not None
+        and item["kind"] == DEPLOYMENT.name
+        and item["spec"].get("replicas") == 0
+        and template_of(item) != template_of(current)
+        else item
+        for item in objects
+    ]
 
 
 def service_objects(spec: DeploymentSpec, compute: Compute, *, track: str = STABLE) -> list[dict[str, Any]]:
@@ -177,6 +202,13 @@ def metadata(
     if annotations:
         found["annotations"] = dict(annotations)
     return found
+
+
+def within(num_replicas: int | None, config: Config) -> int | None:
+    """Return a number of replicas moved into the bounds."""
+    if num_replicas is None:
+        return None
+    return min(max(num_replicas, config.deployment.min_replicas), config.deployment.max_replicas)
 
 
 def is_autoscaled(config: Config) -> bool:

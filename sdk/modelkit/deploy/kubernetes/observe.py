@@ -4,16 +4,24 @@ Pure: objects in, a Status out; `cluster` asks for them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from modelkit.deploy.base import DeploymentState, Replica, ReplicaState, Status
-from modelkit.deploy.kubernetes.manifests import PERCENT, RECORD, TEMPLATE, TRACK
+from modelkit.deploy.kubernetes.kinds import KUBERAY_SERVICE
+from modelkit.deploy.kubernetes.manifests import CANARY, PERCENT, RECORD, TEMPLATE, TRACK
 from modelkit.deploy.kubernetes.pods import CONTAINER
 from modelkit.deploy.record import Record
-from modelkit.errors import DeployError
 
-__all__ = ["Observed", "deployment_status", "is_waiting_for_image", "record_of", "resource_status"]
+__all__ = [
+    "Observed",
+    "deployment_status",
+    "instance_of",
+    "is_waiting_for_image",
+    "record_of",
+    "remains",
+    "resource_status",
+]
 
 # What a container waits for that does not pass by itself.
 _FAULTS: Final = frozenset(
@@ -28,6 +36,11 @@ _FAULTS: Final = frozenset(
     }
 )
 _DEADLINE: Final = "ProgressDeadlineExceeded"
+_UNREADABLE: Final = "its record cannot be read; a newer modelkit may have written it"
+# A RayService that is not ready for another reason than these may come to be.
+_RAY_FAULTS: Final = frozenset({"InitializingTimeout", "ValidationFailed"})
+# What KubeRay calls a cluster's head, which runs no replica.
+_RAY_HEAD: Final = ("ray.io/node-type", "head")
 _MAX_LINES: Final = 12
 
 
@@ -40,69 +53,128 @@ class Observed:
     last_lines: Mapping[str, str]
 
 
+def instance_of(item: Mapping[str, Any]) -> str:
+    """Return the name of the deployment that an object belongs to."""
+    labels = item["metadata"].get("labels") or {}
+    return str(labels.get("app.kubernetes.io/instance") or item["metadata"]["name"])
+
+
 def record_of(workload: Mapping[str, Any]) -> Record:
-    """Return the record that an object carries. Raises DeployError for one that is damaged."""
+    """Return the record that an object carries; one that says no more than the name where it cannot be read."""
+    name = instance_of(workload)
+    record = Record.read((workload["metadata"].get("annotations") or {}).get(RECORD) or "", name)
     try:
-        return Record.from_json(workload["metadata"]["annotations"][RECORD])
-    except (ValueError, KeyError, TypeError) as error:
-        name = workload["metadata"]["name"]
-        raise DeployError(
-            f"the annotation {RECORD} of {workload['kind']} {name} is not what modelkit has written: {error}",
-            cure=f"mend it, or `kubectl delete {workload['kind'].lower()} {name}` and deploy it again",
-        ) from error
+        record.spec.parsed_config()
+    except ValueError:  # settings that this modelkit does not know
+        return Record.unreadable(name)
+    return record
 
 
 def deployment_status(
     workload: Mapping[str, Any], observed: Observed, canary: Mapping[str, Any] | None = None
 ) -> Status:
     """Return the status of a Deployment."""
-    record = record_of(workload)
-    bounds = record.spec.parsed_config().deployment
-    replicas = [_replica(pod, observed) for pod in _sorted(observed.pods)]
-    state, reason = _state(workload, observed, replicas)
-    return Status(
-        name=record.spec.name,
-        record=record,
-        state=state,
-        replicas=tuple(replicas),
-        num_wanted=int(workload["spec"].get("replicas", 0)),
-        min_replicas=bounds.min_replicas,
-        max_replicas=bounds.max_replicas,
-        reason=reason,
-        canary=None if canary is None else record_of(canary).spec,
-        canary_percent=0 if canary is None else int(canary["metadata"]["annotations"][PERCENT]),
+    own = [pod for pod in _sorted(observed.pods) if not _is_of_canary(pod)]
+    replicas = [_replica(pod, observed) for pod in own]
+    state, reason = _state(workload, own, replicas)
+    status = _status(workload, state, replicas, reason, num_wanted=int(workload["spec"].get("replicas", 0)))
+    if canary is None:
+        return status
+    others = [pod for pod in _sorted(observed.pods) if _is_of_canary(pod)]
+    return replace(
+        status,
+        canary=record_of(canary).spec,
+        canary_percent=int(canary["metadata"]["annotations"].get(PERCENT, 0)),
+        canary_replicas=tuple(_replica(pod, observed) for pod in others),
     )
 
 
 def resource_status(workload: Mapping[str, Any], observed: Observed) -> Status:
-    """Return the status of an object that somebody else's controller runs: by its Ready condition and its pods."""
+    """Return the status of an object that somebody else's controller runs: by its conditions and its pods."""
+    replicas = [_replica(pod, observed) for pod in _sorted(observed.pods) if not _is_head(pod)]
+    state, reason = _resource_state(workload, replicas)
+    num_wanted = sum(replica.state != "draining" for replica in replicas)
+    return _status(workload, state, replicas, reason, num_wanted=num_wanted)
+
+
+def remains(name: str, pods: Iterable[Mapping[str, Any]]) -> Status:
+    """Return the status of a deployment of which only the services are left, and pods that end."""
+    nothing = Observed(pods=(), warnings={}, last_lines={})
+    return Status(
+        name=name,
+        record=Record.unreadable(name),
+        state="stopping",
+        replicas=tuple(_replica(pod, nothing) for pod in _sorted(pods)),
+        reason=f"it is being stopped; where nobody does any more, `modelkit stop {name}` ends it",
+    )
+
+
+def _status(
+    workload: Mapping[str, Any],
+    state: DeploymentState,
+    replicas: Sequence[Replica],
+    reason: str,
+    *,
+    num_wanted: int,
+) -> Status:
     record = record_of(workload)
     bounds = record.spec.parsed_config().deployment
-    replicas = [_replica(pod, observed) for pod in _sorted(observed.pods)]
-    ready = _condition(workload, "Ready") or _kuberay_condition(workload)
-    is_current = workload.get("status", {}).get("observedGeneration", 0) >= workload["metadata"].get(
-        "generation", 0
-    )
-    has_ready = any(replica.state == "ready" for replica in replicas)
-    state: DeploymentState
-    if workload["metadata"].get("deletionTimestamp"):
-        state = "stopping"
-    elif not is_current or ready.get("status") not in {"True", "False"}:
-        state = "updating" if has_ready else "starting"
-    elif ready["status"] == "False":
-        state = "failed"
-    else:
-        state = "running" if has_ready else "idle"
     return Status(
         name=record.spec.name,
         record=record,
         state=state,
         replicas=tuple(replicas),
-        num_wanted=sum(replica.state != "draining" for replica in replicas),
+        num_wanted=num_wanted,
         min_replicas=bounds.min_replicas,
         max_replicas=bounds.max_replicas,
-        reason="" if state in {"running", "idle"} else _said(ready),
+        reason="; ".join(part for part in ("" if record.is_readable else _UNREADABLE, reason) if part),
     )
+
+
+def _is_of_canary(pod: Mapping[str, Any]) -> bool:
+    return (pod["metadata"].get("labels") or {}).get(TRACK) == CANARY
+
+
+def _is_head(pod: Mapping[str, Any]) -> bool:
+    key, value = _RAY_HEAD
+    return (pod["metadata"].get("labels") or {}).get(key) == value
+
+
+# -------------------------------------------------------------------------------------------- of somebody else's controller
+
+
+def _resource_state(  # noqa: PLR0911 - one line per state
+    workload: Mapping[str, Any], replicas: Sequence[Replica]
+) -> tuple[DeploymentState, str]:
+    about, status = workload["metadata"], workload.get("status", {})
+    has_ready = any(replica.state == "ready" for replica in replicas)
+    on_the_way: DeploymentState = "updating" if has_ready else "starting"
+    ready = _condition(workload, "Ready") or _kuberay_condition(workload)
+    is_ray = workload["kind"] == KUBERAY_SERVICE.name
+    if about.get("deletionTimestamp"):
+        return "stopping", ""
+    if status.get("observedGeneration", 0) < about.get("generation", 0):
+        return on_the_way, "the cluster has not begun yet"
+    if is_ray and (application := _ray_application(status)).get("status") == "DEPLOY_FAILED":
+        return "failed", str(application.get("message") or "DEPLOY_FAILED")
+    # The old cluster is ready all the time while a new one is prepared beside it.
+    if is_ray and (upgrade := _condition(workload, "UpgradeInProgress")).get("status") == "True":
+        return on_the_way, _said(upgrade)
+    if is_ray and application.get("status") in {"NOT_STARTED", "DEPLOYING"}:
+        return on_the_way, str(application.get("message") or application["status"])
+    if ready.get("status") == "False" and (not is_ray or ready.get("reason") in _RAY_FAULTS):
+        return "failed", _said(ready)
+    if ready.get("status") != "True":
+        return on_the_way, _said(ready)
+    return ("running" if has_ready else "idle"), ""
+
+
+def _ray_application(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what Ray says of the application: in the cluster that is prepared, else in the one that serves."""
+    for place in ("pendingServiceStatus", "activeServiceStatus"):
+        for application in ((status.get(place) or {}).get("applicationStatuses") or {}).values():
+            return dict(application)
+    return {}
 
 
 def _kuberay_condition(workload: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,7 +195,7 @@ def is_waiting_for_image(pod: Mapping[str, Any]) -> bool:
 
 
 def _state(  # noqa: PLR0911 - one line per state
-    workload: Mapping[str, Any], observed: Observed, replicas: Sequence[Replica]
+    workload: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], replicas: Sequence[Replica]
 ) -> tuple[DeploymentState, str]:
     about, spec, status = workload["metadata"], workload["spec"], workload.get("status", {})
     wanted = int(spec.get("replicas", 0))
@@ -143,7 +215,7 @@ def _state(  # noqa: PLR0911 - one line per state
     progressing = _condition(workload, "Progressing")
     if progressing.get("reason") == _DEADLINE:
         return "failed", f"{_DEADLINE}: {_first_reason(replicas) or progressing.get('message', '')}"
-    new, ready_new = _new_replicas(workload, observed, replicas)
+    new, ready_new = _new_replicas(workload, pods, replicas)
     failed = [replica for replica in new if replica.state == "failed"]
     if failed and not ready_new:
         return "failed", failed[0].reason
@@ -153,16 +225,14 @@ def _state(  # noqa: PLR0911 - one line per state
 
 
 def _new_replicas(
-    workload: Mapping[str, Any], observed: Observed, replicas: Sequence[Replica]
+    workload: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], replicas: Sequence[Replica]
 ) -> tuple[list[Replica], list[Replica]]:
     """Return the replicas of the newest template that stay, and those of them that are ready."""
     template = workload["spec"]["template"]["metadata"].get("annotations", {}).get(TEMPLATE)
-    stable = workload["spec"]["selector"]["matchLabels"].get(TRACK)
     names = {
         pod["metadata"]["name"]
-        for pod in observed.pods
+        for pod in pods
         if pod["metadata"].get("annotations", {}).get(TEMPLATE) == template
-        and pod["metadata"].get("labels", {}).get(TRACK) == stable
     }
     new = [replica for replica in replicas if replica.name in names and replica.state != "draining"]
     return new, [replica for replica in new if replica.state == "ready"]

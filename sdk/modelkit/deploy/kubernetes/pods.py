@@ -12,7 +12,7 @@ from modelkit.deploy.kubernetes.secrets import REGISTRY_SECRET, secret_refs
 from modelkit.deploy.record import DeploymentSpec
 from modelkit.image.plan import CACHE_DIR, USER_ID, VENV_DIR
 
-__all__ = ["CONTAINER", "PRE_STOP_S", "config_options", "pod_spec", "start_timeout_s"]
+__all__ = ["CONTAINER", "PRE_STOP_S", "pod_spec", "start_timeout_s"]
 
 CONTAINER: Final = "server"
 
@@ -62,14 +62,14 @@ def server_container(spec: DeploymentSpec, config: Config, volumes: "_Volumes") 
         "name": CONTAINER,
         "image": spec.artifact,
         "imagePullPolicy": "IfNotPresent",  # it is named by its digest, and never another
-        "args": config_options(spec),
+        "args": _arguments(spec),
         "terminationMessagePolicy": "FallbackToLogsOnError",  # a status then has the last lines of one that died
         "ports": [
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
         ],
     }
-    if secrets := secret_refs(spec, config):
+    if secrets := secret_refs(spec):
         container["env"] = [each.as_env() for each in secrets]
     container |= {
         "resources": _resources(config),
@@ -87,15 +87,11 @@ def server_container(spec: DeploymentSpec, config: Config, volumes: "_Volumes") 
     return container
 
 
-def config_options(spec: DeploymentSpec) -> list[str]:
-    """Return what the server in the image is told: what was laid over config.yaml, but for what only counts replicas."""
-    options = ["--env", spec.environment] if spec.environment else []
-    for override in spec.overrides:
-        if not override.startswith("deployment."):
-            options += ["--set", override]
-    if spec.api_key_env:
-        options += ["--api-key-env", spec.api_key_env]
-    return options
+def _arguments(spec: DeploymentSpec) -> list[str]:
+    """Return what the server in the image is told: what was laid over config.yaml, and where its API key is."""
+    options = spec.serve_options()
+    options += [("--api-key-env", spec.api_key_env)] if spec.api_key_env else []
+    return [part for option in options for part in option]
 
 
 def start_timeout_s(config: Config) -> float:

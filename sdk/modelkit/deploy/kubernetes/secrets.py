@@ -8,8 +8,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from modelkit.checkpoints.lock import named_checkpoints
-from modelkit.config import Config
 from modelkit.deploy.record import DeploymentSpec
 
 __all__ = ["REGISTRY_SECRET", "SecretRef", "create_command", "secret_refs"]
@@ -20,28 +18,28 @@ REGISTRY_SECRET = "modelkit-registry"  # noqa: S105 - a name
 
 @dataclass(frozen=True, slots=True)
 class SecretRef:
-    """An environment variable and the Secret that has its value under the same name."""
+    """An environment variable and the Secret that has its value under the same name; a replica may lack a token."""
 
     variable: str
     secret: str
+    is_optional: bool = False
 
     def as_env(self) -> dict[str, Any]:
         """Return it as a container has it."""
-        reference = {"name": self.secret, "key": self.variable}
+        reference: dict[str, Any] = {"name": self.secret, "key": self.variable}
+        if self.is_optional:
+            reference["optional"] = True
         return {"name": self.variable, "valueFrom": {"secretKeyRef": reference}}
 
 
-def secret_refs(spec: DeploymentSpec, config: Config) -> list[SecretRef]:
-    """Return every secret that a replica needs, each once: the model's own, the API key, tokens for its weights."""
-    named = {secret.env_var: secret.id for secret in config.secrets}
-    wanted = [*named, *([spec.api_key_env] if spec.api_key_env else [])]
-    if config.engine is not None and config.engine.api_key_env:
-        wanted.append(config.engine.api_key_env)
-    if config.checkpoints is not None and config.checkpoints.when == "runtime":
-        wanted += [
-            each.token_env for each in named_checkpoints(config.checkpoints).values() if each.token_env
-        ]
-    return [SecretRef(name, secret_name(named.get(name) or name)) for name in dict.fromkeys(wanted)]
+def secret_refs(spec: DeploymentSpec) -> list[SecretRef]:
+    """Return every secret of a replica, each once: the model's own, the API key, tokens."""
+    named = {secret.env_var: secret.id for secret in spec.parsed_config().secrets}
+    variables = spec.variables()
+    return [
+        SecretRef(name, secret_name(named.get(name) or name), is_optional=name in variables.optional)
+        for name in variables.all
+    ]
 
 
 def secret_name(text: str) -> str:

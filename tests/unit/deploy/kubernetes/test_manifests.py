@@ -11,9 +11,9 @@ from modelkit.computes import Compute
 from modelkit.config import Config
 from modelkit.deploy import DeploymentSpec, Record
 from modelkit.deploy.kubernetes.canary import canary_objects, route_object
-from modelkit.deploy.kubernetes.flavors import serverless_objects
+from modelkit.deploy.kubernetes.flavors import serverless_objects, workload_kind
 from modelkit.deploy.kubernetes.kinds import adapted
-from modelkit.deploy.kubernetes.manifests import as_yaml, dedicated_objects
+from modelkit.deploy.kubernetes.manifests import as_yaml, dedicated_objects, starting_one
 from modelkit.errors import UsageError
 
 COMPUTE = Compute(name="prod", kind="kubernetes", address="prod", namespace="models")
@@ -167,3 +167,39 @@ def test_a_route_without_a_canary_names_no_second_service():
     route = route_object(record().spec, COMPUTE, {"name": "public"}, "chat.example.com")
     names = {ref["name"] for rule in route["spec"]["rules"] for ref in rule["backendRefs"]}
     assert names == {"chat"}
+
+
+def test_a_new_template_starts_a_replica_where_none_runs_and_other_bounds_do_not():
+    compute = replace(COMPUTE, flavor="keda")
+
+    def objects(config=CHAT, **fields):
+        return serverless_objects(record(serverless(config), **fields), compute, 0)
+
+    def replicas(items):
+        return next(item for item in items if item["kind"] == "Deployment")["spec"]["replicas"]
+
+    current = next(item for item in objects() if item["kind"] == "Deployment")
+    assert replicas(starting_one(objects(), current)) == 0
+    assert replicas(starting_one(objects(artifact=IMAGE.replace("a" * 64, "c" * 64)), current)) == 1
+
+
+def test_only_what_a_replica_needs_has_to_be_there():
+    (container,) = dedicated_objects(record(), COMPUTE)[2]["spec"]["template"]["spec"]["containers"]
+    optional = {
+        each["name"]: each["valueFrom"]["secretKeyRef"].get("optional", False) for each in container["env"]
+    }
+    assert optional == {"OPENAI_API_KEY": False, "HF_TOKEN": True, "UPSTREAM_KEY": True}
+
+
+def test_a_deployment_is_one_kind_of_object_whichever_mode():
+    dedicated, on_demand = (record(config).spec.parsed_config() for config in (CHAT, serverless(CHAT)))
+    kinds = [
+        workload_kind(config, replace(COMPUTE, flavor=flavor)).name
+        for config, flavor in (
+            (dedicated, None),
+            (dedicated, "kuberay"),
+            (on_demand, "keda"),
+            (on_demand, "kuberay"),
+        )
+    ]
+    assert kinds == ["Deployment", "Deployment", "Deployment", "RayService"]

@@ -4,7 +4,7 @@ import pytest
 
 from modelkit.config import Config
 from modelkit.deploy import DeploymentSpec, Record
-from modelkit.deploy.kubernetes.observe import Observed, deployment_status, resource_status
+from modelkit.deploy.kubernetes.observe import Observed, deployment_status, remains, resource_status
 
 CONFIG = Config.model_validate({"model": {"id": "chat"}}).model_dump(mode="json")
 RECORD = Record(
@@ -16,6 +16,7 @@ def workload(*, generation=2, observed=2, wanted=1, conditions=(), **status):
     return {
         "kind": "Deployment",
         "metadata": {
+            "name": "chat",
             "generation": generation,
             "annotations": {"modelkit/record": RECORD.to_json(), "modelkit/percent": "10"},
         },
@@ -163,28 +164,98 @@ def test_a_replica_that_ends_is_draining():
     assert found.num_ready == 1
 
 
-def test_a_canary_is_told_with_its_share():
-    found = status(workload(replicas=1, updatedReplicas=1, availableReplicas=1), canary=workload())
+def test_a_canary_is_told_with_its_share_and_its_replicas_apart():
+    other = pod("chat-canary-1", metadata={"labels": {"modelkit/track": "canary"}, "annotations": {}})
+    found = status(
+        workload(replicas=1, updatedReplicas=1, availableReplicas=1),
+        pod(ready=True),
+        other,
+        canary=workload(),
+    )
     assert found.canary is not None
     assert found.canary_percent == 10
+    assert (found.state, [each.name for each in found.replicas]) == ("running", ["chat-1"])
+    assert [(each.name, each.state) for each in found.canary_replicas] == [("chat-canary-1", "starting")]
 
 
 @pytest.mark.parametrize(
-    ("said", "pods", "state"),
+    "text",
     [
-        ({"conditions": [{"type": "Ready", "status": "True"}]}, [pod(ready=True)], "running"),
-        ({"conditions": [{"type": "Ready", "status": "True"}]}, [], "idle"),
-        ({"conditions": [{"type": "Ready", "status": "Unknown"}]}, [], "starting"),
-        (
-            {"conditions": [{"type": "Ready", "status": "False", "reason": "RevisionFailed"}]},
-            [],
-            "failed",
-        ),
-        ({"serviceStatus": "Running"}, [pod(ready=True)], "running"),
-        ({"serviceStatus": "WaitForServeDeploymentReady"}, [], "starting"),
+        "{broken",
+        RECORD.to_json().replace('"model":{', '"model":{"of_tomorrow":1,'),
+        '{"spec":{},"history":[]}',
     ],
 )
-def test_others_controllers_say_it_in_a_condition(said, pods, state):
-    item = {**workload(), "status": {"observedGeneration": 2, **said}}
+def test_a_record_that_cannot_be_read_is_listed_by_what_runs(text):
+    item = workload(replicas=1, updatedReplicas=1, availableReplicas=1)
+    item["metadata"]["annotations"]["modelkit/record"] = text
+    item["metadata"]["labels"] = {"app.kubernetes.io/instance": "chat"}
+    found = status(item, pod(ready=True))
+    assert (found.name, found.state, found.num_ready) == ("chat", "running", 1)
+    assert not found.record.is_readable
+    assert found.reason == "its record cannot be read; a newer modelkit may have written it"
+
+
+def test_what_a_stop_has_left_is_told_as_such():
+    found = remains("chat", [pod(ready=True, metadata={"deletionTimestamp": "now"})])
+    assert (found.name, found.state, found.replicas[0].state) == ("chat", "stopping", "draining")
+    assert "modelkit stop chat" in found.reason
+
+
+READY = {"type": "Ready", "status": "True"}
+NOT_READY = {"type": "Ready", "status": "False"}
+HEAD = pod("chat-head", ready=True, metadata={"labels": {"ray.io/node-type": "head"}})
+WORKER = pod("chat-worker", ready=True, metadata={"labels": {"ray.io/node-type": "worker"}})
+
+
+def applications(state, place="activeServiceStatus"):
+    return {place: {"applicationStatuses": {"chat": {"status": state, "message": f"it is {state}"}}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "pods", "state"),
+    [
+        ("Service", {"conditions": [READY]}, [pod(ready=True)], "running"),
+        ("Service", {"conditions": [READY]}, [], "idle"),
+        ("Service", {"conditions": [{"type": "Ready", "status": "Unknown"}]}, [], "starting"),
+        ("Service", {"conditions": [NOT_READY | {"reason": "RevisionFailed"}]}, [], "failed"),
+        ("RayService", {"serviceStatus": "Running"}, [HEAD, WORKER], "running"),
+        ("RayService", {"serviceStatus": "WaitForServeDeploymentReady"}, [HEAD], "starting"),
+        # No replica runs where only the head does.
+        ("RayService", {"conditions": [READY]}, [HEAD], "idle"),
+        # The old cluster is ready while a new one is prepared.
+        (
+            "RayService",
+            {"conditions": [READY, {"type": "UpgradeInProgress", "status": "True"}]},
+            [HEAD, WORKER],
+            "updating",
+        ),
+        ("RayService", {"conditions": [READY], **applications("RUNNING")}, [HEAD, WORKER], "running"),
+        ("RayService", {"conditions": [READY], **applications("DEPLOYING")}, [HEAD, WORKER], "updating"),
+        (
+            "RayService",
+            {
+                "conditions": [READY, {"type": "UpgradeInProgress", "status": "True"}],
+                **applications("RUNNING"),
+                **applications("DEPLOY_FAILED", "pendingServiceStatus"),
+            },
+            [HEAD, WORKER],
+            "failed",
+        ),
+        # It says "not ready" from its first moment on.
+        ("RayService", {"conditions": [NOT_READY | {"reason": "Initializing"}]}, [HEAD], "starting"),
+        ("RayService", {"conditions": [NOT_READY | {"reason": "InitializingTimeout"}]}, [HEAD], "failed"),
+    ],
+)
+def test_others_controllers_say_it_in_their_conditions(kind, said, pods, state):
+    item = {**workload(), "kind": kind, "status": {"observedGeneration": 2, **said}}
     found = resource_status(item, Observed(pods=pods, warnings={}, last_lines={}))
     assert found.state == state
+    assert "chat-head" not in {replica.name for replica in found.replicas}
+
+
+def test_what_another_controller_has_not_seen_has_not_begun():
+    item = {**workload(generation=3), "kind": "RayService"}
+    item["status"]["conditions"] = [READY]
+    found = resource_status(item, Observed(pods=[HEAD, WORKER], warnings={}, last_lines={}))
+    assert (found.state, found.reason) == ("updating", "the cluster has not begun yet")
