@@ -384,6 +384,27 @@ def test_the_servers_own_deadline_counts_before_what_is_told(deployments, caller
         assert client.predict(method="remaining") < 1
 
 
+def test_the_address_of_a_replica_that_has_gone_is_another_deployments_now(deployments, caller):
+    """Nothing of a call reaches the other model, whatever key that wants; the compute is asked again."""
+    meant = {"x-modelkit-deployment": "chat"}
+    with (
+        serving("other", deployment="other", api_key="sk-other") as other,
+        serving("a", deployment="chat") as a,
+    ):
+        deployments.put("chat", {"targets": [other.address], "metadata": meant})
+        with pytest.raises(
+            UnavailableError, match="no replica of chat is here any more, but one of other"
+        ) as caught:
+            caller().who()
+        assert not caught.value.executed
+        chat = caller(retry=PATIENT)
+        num_asked = deployments.num_asked
+        with once_asked(deployments, num_asked + 2, "chat", {"targets": [a.address], "metadata": meant}):
+            assert chat.who() == "a"
+    with serving("a", deployment="chat") as a, Client(a.address) as client:
+        assert client.predict(method="who") == "a"  # by its address
+
+
 def test_the_api_key_is_the_computes(deployments, caller, monkeypatch):
     add_compute(
         Compute(name="lab", kind="ray", address=str(deployments.path), api_key_env="LAB_KEY"), replace=True

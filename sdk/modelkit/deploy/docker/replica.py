@@ -15,6 +15,7 @@ from modelkit.computes.docker_api import (
     bind_address,
     port_range,
 )
+from modelkit.computes.identity import DEPLOYMENT_VARIABLE
 from modelkit.config import Config
 from modelkit.deploy.docker.state import State
 from modelkit.deploy.record import DeploymentSpec
@@ -58,7 +59,7 @@ def container_options(
         "image": spec.artifact,
         "name": f"{spec.name}-{_UNFIT.sub('-', spec.version)}-{number}",
         "command": list(command),
-        "environment": dict(environment),
+        "environment": {DEPLOYMENT_VARIABLE: spec.name, **environment},
         "labels": {
             **state.labels(),
             VERSION: spec.version,
