@@ -19,7 +19,7 @@ from modelkit.client.lane import Deployment, Lane, Opener, closed_client
 from modelkit.client.messages import Invocation, StreamReader, Usage
 from modelkit.client.retry import Attempts, Deadline, RetryPolicy
 from modelkit.client.settings import TLS, Settings
-from modelkit.computes.endpoint import Route
+from modelkit.computes.endpoint import TIMEOUT_METADATA, Route
 from modelkit.errors import (
     CallError,
     CancelledCallError,
@@ -30,7 +30,6 @@ from modelkit.errors import (
 from modelkit.inference.v1 import inference_pb2 as pb
 
 __all__ = [
-    "TIMEOUT_HEADER",
     "BaseClient",
     "BaseSource",
     "BaseStream",
@@ -45,10 +44,6 @@ Health = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
 
 # What a method of a client starts: the result itself, or something that waits for it.
 Prepare = TypeVar("Prepare")
-
-
-# What a call is told in metadata where the compute's proxy hides its deadline: the milliseconds that are left.
-TIMEOUT_HEADER = "x-modelkit-timeout-ms"
 
 
 @dataclass(slots=True)
@@ -72,7 +67,7 @@ class Call:
         remaining_s = self.deadline.remaining_s()
         metadata = (*headers_for(self.settings, self.request_id), *lane.headers)
         if lane.says_deadline and remaining_s is not None:
-            metadata = (*metadata, (TIMEOUT_HEADER, str(round(remaining_s * 1000))))
+            metadata = (*metadata, (TIMEOUT_METADATA, str(round(remaining_s * 1000))))
         return {"timeout": remaining_s, "metadata": metadata}
 
     def locating(self) -> "Future[None] | None":
