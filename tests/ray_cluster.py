@@ -15,28 +15,31 @@ import pytest
 from modelkit.computes import Compute
 from modelkit.computes.ray_api import RayApi
 from modelkit.deploy.ray_serve.deployer import RayServeDeployer
-from modelkit.deploy.ray_serve.local import free_ports, ray_command
+from modelkit.deploy.ray_serve.local import ray_command
 from modelkit.deploy.ray_serve.manifest import serve_options
+from modelkit.deploy.ray_serve.ports import free_block
 from modelkit.deploy.ray_serve.processes import end_processes, find_processes
 from modelkit.errors import DeployError
 
 NODE_VARIABLE = "MODELKIT_TEST_RAY_NODE"
 TOKEN_VARIABLE = "RAY_CLUSTER_TOKEN"
-# Two nodes on one machine hand out the same gRPC ports, which Ray opens with SO_REUSEPORT: calls would go to either. So
+# Two nodes of one cluster hand out the same gRPC ports, which Ray opens with SO_REUSEPORT: calls would go to either. So
 # only one has room for replicas of the usual size, which take 2 CPUs; the other is for those of a test's own.
 GPUS = {"H100": 16, "A100": 1}
 START_TIMEOUT_S = 180.0
 POLL_S = 0.3
+# The first of them for Ray itself, four for each node; the others for replicas.
+NUM_PORTS, NUM_OWN_PORTS = 250, 50
 
 
 class Node:
     """One node: the processes that have its mark in their environment."""
 
-    def __init__(self, folder, name, arguments, environment):
+    def __init__(self, folder, name, arguments, environment, ports):
         self.name = name
         self.mark = f"{name}-{secrets.token_hex(6)}"
         self.log = folder / f"{name}.log"
-        agent, agent_grpc, runtime_env, metrics = free_ports(4)
+        agent, agent_grpc, runtime_env, metrics = ports
         command = ray_command(
             [
                 "start",
@@ -79,7 +82,9 @@ class RayCluster:
         self.folder = folder
         self.token = secrets.token_hex(16)
         os.environ[TOKEN_VARIABLE] = self.token
-        self.gcs_port, self.dashboard_port, self.grpc_port, self.http_port, client_port = free_ports(5)
+        ports = free_block(NUM_PORTS)
+        self._own_ports, self._replica_ports = iter(ports[:NUM_OWN_PORTS]), ports[NUM_OWN_PORTS:]
+        self.gcs_port, self.dashboard_port, self.grpc_port, self.http_port, client_port = self.take_ports(5)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = {
             **kept,
@@ -114,9 +119,12 @@ class RayCluster:
             "--num-gpus=0",
             f"--temp-dir={folder / 'r'}",
         ]
-        self.head = Node(folder, "head", arguments, self.environment)
+        self.head = Node(folder, "head", arguments, self.environment, self.take_ports(4))
         self.workers = []
         self.api = RayApi(self.compute)
+
+    def take_ports(self, count):
+        return [next(self._own_ports) for _ in range(count)]
 
     def start(self):
         self.wait_for(self.api.nodes, lambda nodes: nodes)
@@ -134,14 +142,19 @@ class RayCluster:
             f'--resources={{"accelerator_type:{kind}": 1}}',
         ]
         num_before = len(self.api.nodes())
-        node = Node(self.folder, f"{kind.lower()}-{secrets.token_hex(2)}", arguments, self.environment)
+        name = f"{kind.lower()}-{secrets.token_hex(2)}"
+        node = Node(self.folder, name, arguments, self.environment, self.take_ports(4))
         self.workers.append(node)
         self.wait_for(self.api.nodes, lambda nodes: len(nodes) > num_before)
 
     def set_up(self):
         """As `modelkit compute setup` does, but at ports that are free here and with one proxy: the nodes share an address."""
         options = serve_options(
-            grpc_port=self.grpc_port, http_port=self.http_port, http_host="127.0.0.1", every_node=False
+            grpc_port=self.grpc_port,
+            http_port=self.http_port,
+            http_host="127.0.0.1",
+            every_node=False,
+            replica_ports=self._replica_ports,
         )
         self.api.put_applications(options, [])
         deployer = RayServeDeployer(self.compute)

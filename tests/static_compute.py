@@ -1,6 +1,8 @@
 """A compute whose deployments a test writes down: `address` is a JSON file of endpoints by name, read with each locate."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 from modelkit.computes.endpoint import Endpoint, Route
@@ -25,6 +27,16 @@ class Deployments:
         del content[name]
         self.path.write_text(json.dumps(content))
 
+    @contextlib.contextmanager
+    def silent(self):
+        """Let whoever asks wait until the block ends."""
+        hold = self.path.with_suffix(".hold")
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
+
     @property
     def num_asked(self):
         log = self.path.with_suffix(".log")
@@ -35,6 +47,8 @@ def locate(compute, name):
     path = Path(compute.address)
     with path.with_suffix(".log").open("a") as log:
         log.write(f"{name}\n")
+    while path.with_suffix(".hold").exists():
+        time.sleep(0.01)
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:

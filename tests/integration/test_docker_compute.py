@@ -234,11 +234,13 @@ def test_rolling_update_and_rollback_under_load_lose_no_call(host, name):
         with Load(f"modelkit://box/{name}") as load:
             wait_for(lambda: "v1" in load.versions)
             second = host.put(deployer, two, first.record)
+            assert (
+                len(host.containers(name)) == len(second.replicas) == 2
+            )  # it runs once nothing of the old one does
             wait_for(lambda: load.versions[-20:] == ["v2"] * 20)
-            until(deployer, name, lambda status: len(status.replicas) == 2)
-            host.put(deployer, second.record.find("v1"), second.record)
+            last = host.put(deployer, second.record.find("v1"), second.record)
+            assert len(host.containers(name)) == len(last.replicas) == 2
             wait_for(lambda: load.versions[-20:] == ["v1"] * 20)
-            last = until(deployer, name, lambda status: len(status.replicas) == 2)
         assert load.failures == []
         assert [spec.version for spec in last.record.history] == ["v2"]
 
@@ -255,12 +257,11 @@ def test_a_bad_version_leaves_the_old_one_and_says_why(host, name):
             said = deployer.logs(name, replica=next(r.name for r in failed.replicas if r.state == "failed"))
             assert any("the-very-reason" in line.text for line in said)
             deployer.apply(good.record)
-            back = until(
-                deployer, name, lambda status: status.state == "running" and len(status.replicas) == 2
-            )
+            back = until(deployer, name, lambda status: status.state != "updating")
         assert load.failures == []
         assert set(load.versions) == {"v1"}
-        assert {each.version for each in back.replicas} == {"v1"}
+        assert back.state == "running"
+        assert [each.version for each in back.replicas] == ["v1", "v1"]
         assert back.record == good.record
         assert not any("bad" in line for line in host.containers(name))
 
@@ -307,11 +308,14 @@ def test_scale_touches_no_replica_that_stays(host, name):
         first = host.put(deployer, host.spec(name, "v1"))
         (stays,) = host.containers(name)
         deployer.scale(name, 3, 3)
-        status = until(deployer, name, lambda status: status.num_ready == 3)
+        assert deployer.status(name).state == "updating"
+        status = until(deployer, name, lambda status: status.state != "updating")
+        assert status.num_ready == 3
         assert status.record.spec.parsed_config().deployment.min_replicas == 3
         assert stays in host.containers(name)
         deployer.scale(name, 1, 1)
-        status = until(deployer, name, lambda status: len(status.replicas) == 1)
+        status = until(deployer, name, lambda status: status.state != "updating")
+        assert len(status.replicas) == 1
         assert host.containers(name) == [stays]
         assert status.record.spec == first.record.spec
         with pytest.raises(UsageError, match="no autoscaler"):
@@ -326,11 +330,13 @@ def test_a_running_call_outlives_its_replica_being_replaced(host, name):
         with client_of(first) as client:
             answers = client.methods.slow(seconds=6.0)
             assert next(answers) == "begun"
-            host.put(deployer, host.spec(name, "v2"), first.record)
-            deployer.status(name)
+            deployer.apply(first.record.followed_by(host.spec(name, "v2")))
+            status = until(deployer, name, lambda status: status.reason)
+            assert status.state == "updating"
+            assert "a replica that is needed no more lets its calls end" in status.reason
             assert list(answers) == ["v1"]
-        status = until(deployer, name, lambda status: len(status.replicas) == 1)
-        assert status.replicas[0].version == "v2"
+        status = until(deployer, name, lambda status: status.state == "running")
+        assert [each.version for each in status.replicas] == ["v2"]
 
 
 def test_secrets_are_in_the_replica_and_nowhere_else(host, name, monkeypatch):
@@ -391,8 +397,9 @@ record = Record.from_json(sys.stdin.read())
 deployer.apply(record)
 while True:
     status = deployer.status(record.spec.name)
-    print(status.state, [(each.version, each.state) for each in status.replicas], flush=True)
-    time.sleep(0.1)
+    told = [(each.version, each.state) for each in status.replicas]
+    print(status.state, told, flush=True)
+    time.sleep(600 if ("v2", "ready") in told else 0.1)  # here it is killed
 """
 
 
@@ -407,13 +414,20 @@ def test_kill_9_in_the_middle_of_a_roll_is_gone_on_with_by_whoever_looks(host, n
         process.stdin.write(first.record.followed_by(two).to_json())
         process.stdin.close()
         for line in process.stdout:
-            if "('v2', 'ready')" in line or "draining" in line:
+            if "('v2', 'ready')" in line:
                 break
         process.kill()
         process.wait()
         process.stdout.close()
-        status = until(deployer, name, lambda status: status.state == "running" and len(status.replicas) == 2)
-        assert {each.version for each in status.replicas} == {"v2"}
+        assert "updating" in line
+        assert sum("v1" in each for each in host.containers(name)) == 2  # neither of them has gone yet
+
+        def listed():  # whoever lists what runs goes on too
+            return next(each for each in deployer.statuses() if each.name == name)
+
+        wait_for(lambda: listed().state != "updating")
+        assert listed().state == "running"
+        assert [each.version for each in listed().replicas] == ["v2", "v2"]
         assert len(host.containers(name)) == 2
 
 
@@ -475,8 +489,6 @@ def test_images_of_versions_that_cannot_come_back_are_untagged(host, name):
         for tag in (host.spec(name, "v1"), host.spec(name, "v2"), host.spec(name, "v3")):
             host.docker("tag", tag.artifact, image_tag(tag))
         host.put(deployer, host.spec(name, "v2"), first.record)
-        until(deployer, name, lambda status: len(status.replicas) == 1)
-        deployer.status(name)
         tags = host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"modelkit/{name}").split()
         assert sorted(tags) == sorted(map(image_tag, (host.spec(name, "v1"), host.spec(name, "v2"))))
         deployer.delete(name)
@@ -491,7 +503,41 @@ def test_the_record_survives_a_prune_of_volumes(host, name):
         ).split()
         host.docker("volume", "rm", *volumes)
         assert deployer.status(name).record == first.record
+        # And what a newer modelkit may write is left alone, until somebody stops it.
+        host.docker(
+            "volume",
+            "create",
+            *("--label", f"modelkit.deployment={name}", "--label", "modelkit.deployment.number=99"),
+            *("--label", "modelkit.deployment.record={"),
+        )
+        for status in (deployer.status(name), *(each for each in deployer.statuses() if each.name == name)):
+            assert (status.state, status.num_ready, status.record.is_readable) == ("running", 1, False)
+            assert status.reason == "its record cannot be read; a newer modelkit may have written it"
+        with pytest.raises(DeployError, match="cannot be scaled: its record cannot be read"):
+            deployer.scale(name, 2, 2)
         deployer.delete(name)
+        assert host.containers(name) == []
+        assert host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={name}") == ""
+
+
+def test_looking_for_gpus_ends_and_leaves_nothing(host):
+    """On a machine with none: a container that does not end stands for an nvidia-smi that hangs."""
+    from modelkit.computes.docker_api import docker_host
+    from modelkit.deploy.docker.gpus import LOOKING, _answer, sweep
+
+    with docker_host(host.compute) as connected:
+        asking = connected.client.containers.create(
+            host.base_image, entrypoint=["sleep", "600"], labels={LOOKING: "true"}
+        )
+        try:
+            with pytest.raises(DeployError, match="has not answered within 1 s"):
+                _answer(connected, asking, timeout_s=1)
+            sweep(connected)  # it may be somebody's who waits
+            assert [each["Id"] for each in connected.containers(LOOKING)] == [asking.id]
+            sweep(connected, older_than_s=0)
+            assert connected.containers(LOOKING) == []
+        finally:
+            host.docker("rm", "--force", asking.id, check=False)
 
 
 def test_a_machine_without_gpus_says_so(host, name):

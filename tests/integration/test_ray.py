@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-WAIT_S = 90.0
+WAIT_S = 240.0
 PROBE = ROOT / "tests" / "data" / "models" / "probe"
 SERVERLESS = ("deployment.mode=serverless", "deployment.scale_to_zero_after=2s")
 
@@ -476,6 +476,7 @@ def test_gpus_are_taken_from_nodes_of_the_type(fresh, bench):
     bench.start(
         "gpu",
         overrides=(
+            "compute.cpu_requests=1",
             "compute.num_accelerators=2",
             'compute.accelerator_type=["NVIDIA-H200","NVIDIA-A100-80GB"]',
         ),

@@ -229,6 +229,7 @@ def command(
     if not skip_fit:
         _check_fit(config, path, offline=offline)
     with console.status("importing model.py"):
+        from modelkit.computes.identity import DEPLOYMENT_VARIABLE
         from modelkit.server import ServerOptions
         from modelkit.server.folder import open_model
 
@@ -243,6 +244,7 @@ def command(
             drain_timeout_s=config.server.drain_timeout_s,
             tls=_tls(tls_cert, tls_key, tls_client_ca),
             api_key=_api_key(api_key_env),
+            deployment=os.environ.get(DEPLOYMENT_VARIABLE),
         )
         model = open_model(path, config, progress.report, prepare)
     _configure_logging(log_format, path)

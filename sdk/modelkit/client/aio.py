@@ -30,6 +30,7 @@ from modelkit.client.retry import Deadline, RetryPolicy
 from modelkit.client.settings import TLS
 from modelkit.errors import (
     CancelledCallError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     MethodNotFoundError,
@@ -99,7 +100,6 @@ class AsyncClient(BaseClient):
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: set[asyncio.Future[None]] = set()
-        self._refreshing: asyncio.Task[None] | None = None
 
     async def predict(
         self,
@@ -195,7 +195,7 @@ class AsyncClient(BaseClient):
                         await self._watch(wait, lane)
                     else:
                         wait.saw(await wait.check(lane))
-            except (grpc.RpcError, UnavailableError) as error:
+            except (grpc.RpcError, UnavailableError, DeadlineExceededError) as error:
                 wait.failed(error)
             if wait.is_over:
                 return
@@ -203,10 +203,7 @@ class AsyncClient(BaseClient):
 
     async def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
-        self._is_closed = True
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-        for lane in self._all_lanes():
+        for lane in self._end():
             await lane.channel.close()
         await asyncio.gather(*self._closing)
 
@@ -248,17 +245,18 @@ class AsyncClient(BaseClient):
 
     async def _find_lane(self, call: Call) -> Lane:
         self._raise_if_closed()
-        deployment = self._deployment
-        if deployment is not None:
-            self._loop = asyncio.get_running_loop()
-            if deployment.has_to_be_located:
-                await asyncio.to_thread(deployment.locate)
-            elif deployment.is_stale and (self._refreshing is None or self._refreshing.done()):
-                self._refreshing = asyncio.create_task(asyncio.to_thread(deployment.refresh))
+        self._loop = asyncio.get_running_loop()
+        while (located := call.locating()) is not None:
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(located), call.deadline.remaining_s())
+            except TimeoutError:
+                raise call.not_located() from None  # the compute's own failures are DeployErrors
         return self._enter(call)
 
     def _close_soon(self, channel: grpc.aio.Channel) -> None:
         """Close a channel without waiting: it is told from wherever its last call has ended."""
+        if self._is_closed:  # `close` sees to all of them
+            return
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._close, channel)
 

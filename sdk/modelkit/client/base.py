@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -14,23 +15,21 @@ import grpc
 from modelkit.client.channel import headers_for, opener
 from modelkit.client.description import ModelDescription
 from modelkit.client.failures import from_rpc_error
-from modelkit.client.lane import Deployment, Lane, Opener
+from modelkit.client.lane import Deployment, Lane, Opener, closed_client
 from modelkit.client.messages import Invocation, StreamReader, Usage
 from modelkit.client.retry import Attempts, Deadline, RetryPolicy
 from modelkit.client.settings import TLS, Settings
-from modelkit.computes.endpoint import Route
+from modelkit.computes.endpoint import TIMEOUT_METADATA, Route
 from modelkit.errors import (
     CallError,
     CancelledCallError,
     DeadlineExceededError,
-    FailedPreconditionError,
     UnavailableError,
     UnimplementedError,
 )
 from modelkit.inference.v1 import inference_pb2 as pb
 
 __all__ = [
-    "TIMEOUT_HEADER",
     "BaseClient",
     "BaseSource",
     "BaseStream",
@@ -45,10 +44,6 @@ Health = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
 
 # What a method of a client starts: the result itself, or something that waits for it.
 Prepare = TypeVar("Prepare")
-
-
-# What a call is told in metadata where the compute's proxy hides its deadline: the milliseconds that are left.
-TIMEOUT_HEADER = "x-modelkit-timeout-ms"
 
 
 @dataclass(slots=True)
@@ -72,8 +67,23 @@ class Call:
         remaining_s = self.deadline.remaining_s()
         metadata = (*headers_for(self.settings, self.request_id), *lane.headers)
         if lane.says_deadline and remaining_s is not None:
-            metadata = (*metadata, (TIMEOUT_HEADER, str(round(remaining_s * 1000))))
+            metadata = (*metadata, (TIMEOUT_METADATA, str(round(remaining_s * 1000))))
         return {"timeout": remaining_s, "metadata": metadata}
+
+    def locating(self) -> "Future[None] | None":
+        """Return what the next try has to wait for before it knows where to go, None for nothing."""
+        if self.deployment is None:
+            return None
+        return self.deployment.locating(found_nobody_at=self.began_at if self.found_nobody else None)
+
+    def not_located(self) -> DeadlineExceededError:
+        """Return the error of a call whose time was over before the compute had answered."""
+        return DeadlineExceededError(
+            f"the compute has not said within {self.deadline.timeout_s or 0:g} s where {self.settings.address} is called",
+            cure="see whether it answers: `modelkit compute check`; or give the call more time: timeout_s=...",
+            request_id=self.request_id,
+            executed=False,
+        )
 
     def failure(self, error: "grpc.RpcError | CallError") -> CallError:
         """Translate what gRPC raised."""
@@ -152,7 +162,7 @@ class BaseClient:
 
     def _raise_if_closed(self) -> None:
         if self._is_closed:
-            raise FailedPreconditionError("the client is closed", cure="make a new one; close() is its end")
+            raise closed_client()
 
     def _fixed_lane(self) -> Lane:
         """Return the lane to an address, made on first use: a channel of grpc.aio belongs to the loop that runs then."""
@@ -170,10 +180,11 @@ class BaseClient:
         lane.enter()
         return lane
 
-    def _all_lanes(self) -> list[Lane]:
-        """Return the lanes to close."""
+    def _end(self) -> list[Lane]:
+        """Take no further calls, and return the lanes to close."""
+        self._is_closed = True
         lanes = [] if self._lane is None else [self._lane]
-        return lanes if self._deployment is None else [*lanes, *self._deployment.lanes()]
+        return lanes if self._deployment is None else [*lanes, *self._deployment.close()]
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         """Start the clock of a call."""

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,9 @@ from modelkit.client.channel import inference_stub, open_channel
 from modelkit.client.settings import TLS, Settings
 from modelkit.computes.endpoint import Endpoint, Route
 from modelkit.computes.locate import locate
-from modelkit.errors import DeployError, UnavailableError, UnknownDeploymentError
+from modelkit.errors import DeployError, FailedPreconditionError, UnavailableError, UnknownDeploymentError
 
-__all__ = ["Deployment", "Lane", "Opener"]
+__all__ = ["Deployment", "Lane", "Opener", "closed_client"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ class Lane:
         self._lock = threading.Lock()
         self._num_calls = 0
         self._is_retired = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no calls any more, and has none."""
+        with self._lock:
+            return self._is_retired and self._num_calls == 0
 
     def enter(self) -> None:
         """Begin a call."""
@@ -74,26 +81,48 @@ class Deployment:
         self._settings = settings
         self._opener = opener
         self._find = find
-        self._locating = threading.Lock()  # one asks the compute, the others wait for the answer
         self._lock = threading.Lock()
+        self._locating: Future[None] | None = None  # one asks the compute, the others wait for the answer
         self._endpoint: Endpoint | None = None
         self._located_at = 0.0
         self._doubted_at = -1.0  # when a try began that found nobody
         self._lanes: dict[tuple[Any, ...], Lane] = {}
+        self._retired: list[Lane] = []  # with calls that have not ended
+        self._is_closed = False
         self._names: dict[tuple[str, ...], str] = {}
 
-    @property
-    def has_to_be_located(self) -> bool:
-        """Whether a call has to wait for the compute's answer: nothing is known, or what is known was found wrong."""
-        return self._endpoint is None or self._located_at <= self._doubted_at
+    def locating(self, *, found_nobody_at: float | None = None) -> "Future[None] | None":
+        """Return what a call has to wait for before it enters, None for nothing; asks the compute where that is due.
+
+        A call waits where nobody is known yet, and before it is repeated: `found_nobody_at` is when its last try began.
+        Others go on with what is known while the compute is asked. Ask again after having waited: the answer may be
+        older than the try. What is returned raises UsageError, UnknownDeploymentError, and DeployError where nothing is
+        known from before.
+        """
+        with self._lock:
+            has_to_wait = (
+                self._endpoint is None
+                or (found_nobody_at is not None and self._located_at <= found_nobody_at)
+                or (self._is_in_doubt and not _callable_routes(self._endpoint))
+            )
+            if not (has_to_wait or self._is_in_doubt or self._is_due):
+                return None
+            if self._locating is None:
+                self._locating = Future()
+                self._locating.set_running_or_notify_cancel()  # none of those who wait can cancel it for the others
+                # A thread of its own: nobody has to wait for the end of it, neither a call nor the interpreter.
+                threading.Thread(
+                    target=self._locate, args=(self._locating,), name="modelkit-locate", daemon=True
+                ).start()
+            return self._locating if has_to_wait else None
 
     @property
-    def is_stale(self) -> bool:
-        """Whether it is time to ask the compute again, while calls go on."""
-        return self.is_due and not self._locating.locked()
+    def _is_in_doubt(self) -> bool:
+        """Whether what is known was found wrong."""
+        return self._located_at <= self._doubted_at
 
     @property
-    def is_due(self) -> bool:
+    def _is_due(self) -> bool:
         """Whether what is known is older than the compute said that it would hold."""
         endpoint = self._endpoint
         if endpoint is None or endpoint.refresh_s is None:
@@ -104,34 +133,28 @@ class Deployment:
         """Take in that a try, which began at that time.monotonic(), found nobody where somebody should have been."""
         self._doubted_at = max(self._doubted_at, began_at)
 
-    def locate(self) -> None:
-        """Ask the compute where the deployment is called, unless another thread just has; it takes a moment.
-
-        Raises UsageError, UnknownDeploymentError, and DeployError where nothing is known from before.
-        """
-        with self._locating:
-            if not (self.has_to_be_located or self.is_due):
-                return
-            asked_at = time.monotonic()
-            try:
-                endpoint = self._find(self._settings.address)
-                endpoint = replace(endpoint, routes=tuple(map(self._resolved, endpoint.routes)))
-            except UnknownDeploymentError:
-                raise
-            except DeployError:
-                if self._endpoint is None:
-                    raise
-                self._located_at = asked_at  # the compute is away; its replicas need not be
-                return
-            self._check(endpoint)
-            self._take(endpoint, asked_at)
-
-    def refresh(self) -> None:
-        """Ask the compute again, and keep what is known where it does not answer."""
+    def _locate(self, told: "Future[None]") -> None:
+        """Ask the compute where the deployment is called, and tell those who wait."""
+        asked_at = time.monotonic()
+        failure: Exception | None = None
         try:
-            self.locate()
-        except Exception:  # noqa: BLE001 - a call that finds nobody will hear of it
-            self._located_at = time.monotonic()
+            endpoint = self._find(self._settings.address)
+            endpoint = replace(endpoint, routes=tuple(map(self._resolved, endpoint.routes)))
+            self._check(endpoint)
+            self._take(endpoint)
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            failure = error
+        is_away = isinstance(failure, DeployError) and not isinstance(failure, UnknownDeploymentError)
+        with self._lock:
+            self._locating = None
+            # Also where the compute is away: its replicas need not be, and it is not asked with every call.
+            self._located_at = asked_at
+            if is_away and self._endpoint is not None:
+                failure = None
+        if failure is None:
+            told.set_result(None)
+        else:
+            told.set_exception(failure)
 
     def enter(self, *, nobody_answered: bool = False) -> Lane:
         """Return the lane of a call, which has to `leave` it.
@@ -141,27 +164,31 @@ class Deployment:
         """
         endpoint = self._endpoint
         assert endpoint is not None
-        routes = [route for route in endpoint.routes if route.targets or route.waiting]
-        weights = [route.weight for route in routes]
-        if not routes or not any(weights):
+        routes = _callable_routes(endpoint)
+        if not routes:
             raise UnavailableError(
                 f"no replica of {self._settings.address} takes calls now",
                 cure="`modelkit ps` shows why; a call that may wait longer: retry=RetryPolicy(max_attempts=...)",
                 executed=False,
             )
-        (route,) = random.choices(routes, weights)  # noqa: S311 - spreads load, hides nothing
+        (route,) = random.choices(routes, [route.weight for route in routes])  # noqa: S311 - spreads load, hides nothing
         targets = route.waiting if route.waiting and (nobody_answered or not route.targets) else route.targets
         with self._lock:
+            if self._is_closed:
+                raise closed_client()
             lane = self._lanes.get(_key(route, targets))
             if lane is None:
                 lane = self._lanes[_key(route, targets)] = self._open(endpoint, route, targets)
             lane.enter()
         return lane
 
-    def lanes(self) -> list[Lane]:
-        """Return all lanes that calls may take now."""
+    def close(self) -> list[Lane]:
+        """Take no further calls, and return the lanes to close: also those that only wait for their last calls."""
         with self._lock:
-            return list(self._lanes.values())
+            self._is_closed = True
+            lanes = [*self._lanes.values(), *self._retired]
+            self._lanes, self._retired = {}, []
+        return lanes
 
     def _open(self, endpoint: Endpoint, route: Route, targets: Sequence[str]) -> Lane:
         tls = self._settings.tls
@@ -181,13 +208,14 @@ class Deployment:
         self._names[found] = targets[0].rpartition(":")[0]  # what their certificate has to be for
         return found
 
-    def _take(self, endpoint: Endpoint, asked_at: float) -> None:
+    def _take(self, endpoint: Endpoint) -> None:
         kept = {
             _key(route, targets) for route in endpoint.routes for targets in (route.targets, route.waiting)
         }
         with self._lock:
-            self._endpoint, self._located_at = endpoint, asked_at
+            self._endpoint = endpoint
             gone = [self._lanes.pop(key) for key in list(self._lanes) if key not in kept]
+            self._retired = [lane for lane in (*self._retired, *gone) if not lane.is_over]
         for lane in gone:
             lane.retire()
 
@@ -198,6 +226,15 @@ class Deployment:
         for route in endpoint.routes:
             for target in (*route.targets, *route.waiting):
                 self._settings.check_plaintext(target)
+
+
+def closed_client() -> FailedPreconditionError:
+    """Return the error of a call after the client's end."""
+    return FailedPreconditionError("the client is closed", cure="make a new one; close() is its end")
+
+
+def _callable_routes(endpoint: Endpoint) -> list[Route]:
+    return [route for route in endpoint.routes if route.weight and (route.targets or route.waiting)]
 
 
 def _key(route: Route, targets: Sequence[str]) -> tuple[Any, ...]:

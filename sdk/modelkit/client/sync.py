@@ -28,7 +28,13 @@ from modelkit.client.messages import Chunk, Response, encode_item, end_of_items,
 from modelkit.client.remote_method import BaseMethods, BaseRemoteMethod, Bound
 from modelkit.client.retry import Deadline, RetryPolicy
 from modelkit.client.settings import TLS
-from modelkit.errors import CallError, InvalidArgumentError, MethodNotFoundError, UnavailableError
+from modelkit.errors import (
+    CallError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    MethodNotFoundError,
+    UnavailableError,
+)
 from modelkit.inference.v1 import inference_pb2 as pb
 
 __all__ = ["Client", "Methods", "RemoteMethod", "Stream"]
@@ -203,7 +209,7 @@ class Client(BaseClient):
                         self._watch(wait, lane)
                     else:
                         wait.saw(wait.check(lane))
-            except (grpc.RpcError, UnavailableError) as error:
+            except (grpc.RpcError, UnavailableError, DeadlineExceededError) as error:
                 wait.failed(error)
             if wait.is_over:
                 return
@@ -211,8 +217,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Close the connection; calls that are under way are cancelled."""
-        self._is_closed = True
-        for lane in self._all_lanes():
+        for lane in self._end():
             lane.channel.close()
 
     def __enter__(self) -> Self:
@@ -253,12 +258,11 @@ class Client(BaseClient):
 
     def _find_lane(self, call: Call) -> Lane:
         self._raise_if_closed()
-        deployment = self._deployment
-        if deployment is not None:
-            if deployment.has_to_be_located:
-                deployment.locate()
-            elif deployment.is_stale:
-                threading.Thread(target=deployment.refresh, name="modelkit-locate", daemon=True).start()
+        while (located := call.locating()) is not None:
+            try:
+                located.result(call.deadline.remaining_s())
+            except TimeoutError:
+                raise call.not_located() from None  # the compute's own failures are DeployErrors
         return self._enter(call)
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from modelkit.computes.endpoint import Endpoint, Route
+from modelkit.computes.identity import DEPLOYMENT_METADATA
 from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.computes.store import Compute
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
@@ -309,8 +310,10 @@ def endpoint_of(compute: Compute, ready: Sequence[dict[str, Any]]) -> Endpoint:
     """Return where a deployment is called whose replicas that take calls are these; there may be none."""
     places = [place for each in ready if (place := published(compute, each)) is not None]
     places.sort(key=lambda place: place.grpc_port)
+    # Docker may give the port of a replica that has gone to the next container, before callers have heard of it.
+    metadata = {DEPLOYMENT_METADATA: ready[0]["Labels"][DEPLOYMENT]} if ready else {}
     return Endpoint(
-        routes=(Route(targets=tuple(place.target for place in places)),),
+        routes=(Route(targets=tuple(place.target for place in places), metadata=metadata),),
         http_url=places[0].http_url if places else None,
         refresh_s=_REFRESH_S,
     )

@@ -1,13 +1,19 @@
 """Where a deployment's callers go: one shape, whatever compute it is on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["TIMEOUT_METADATA", "Endpoint", "Route"]
+__all__ = ["TIMEOUT_METADATA", "Endpoint", "Route", "told_timeout_s"]
 
-# How a caller says its deadline where the compute's proxy hides it: in seconds from now, as HTTP callers do.
-TIMEOUT_METADATA: Final = "x-request-timeout"
+# How a caller says its deadline where the compute's proxy hides it: the milliseconds that are left.
+TIMEOUT_METADATA: Final = "x-modelkit-timeout-ms"
+
+
+def told_timeout_s(metadata: Iterable[tuple[str, object]]) -> float | None:
+    """Return the seconds that a caller's metadata say are left; None where they say none, or nothing that is a number."""
+    told = next((value for key, value in metadata if key == TIMEOUT_METADATA), None)
+    return int(told) / 1000 if isinstance(told, str) and told.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,7 +149,7 @@ class RayApi:
         if not isinstance(content, dict):
             raise DeployError(
                 f"what answers at {self.compute.address} is not Ray's dashboard",
-                cure="give the dashboard's address, such as http://head:8265, with `modelkit compute add --address`",
+                cure=f"give the dashboard's address: `modelkit compute add {self.compute.name} --replace --address http://head:8265`",
             )
         return content
 
@@ -177,7 +177,7 @@ class RayApi:
             )
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return DeployError(
-                f"the certificate of {where} is not trusted", cure="name its authority with --ca-path FILE"
+                f"the certificate of {where} is not trusted", cure="name its authority with --ca FILE"
             )
         return DeployError(
             f"{where} cannot be reached: {error}",
@@ -197,7 +197,7 @@ class RayApi:
                 )
             raise DeployError(
                 f"{where} asks for a token",
-                cure=f"`modelkit compute add {self.compute.name} ... --token-env NAME`, with the token in that variable",
+                cure=f"`modelkit compute add {self.compute.name} --replace --token-env NAME`, with the token in that variable",
             )
         if status == _NOT_FOUND:
             raise DeployError(
@@ -312,6 +312,8 @@ def _proxies(compute: Compute, instance: Mapping[str, Any], options: str) -> tup
 
 
 def _http_url(compute: Compute, instance: Mapping[str, Any], name: str) -> str | None:
+    if compute.endpoint:  # it takes gRPC; where HTTP goes, nobody has said
+        return None
     proxies = _proxies(compute, instance, "http_options")
     head = urlsplit(compute.address).hostname or ""
     mine = [address for address in proxies if address.startswith(f"{head}:")]

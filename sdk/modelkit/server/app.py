@@ -22,7 +22,7 @@ from modelkit.errors import ServeError
 from modelkit.inference.contract import add_inference_to_server
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.model import Model
-from modelkit.server.auth import ApiKeyInterceptor
+from modelkit.server.auth import ApiKeyInterceptor, DeploymentInterceptor
 from modelkit.server.http import HttpServer, Identity
 from modelkit.server.predictor import Predictor, State
 from modelkit.server.servicer import Servicer
@@ -61,7 +61,8 @@ class TlsFiles:
 class ServerOptions:
     """How a server listens. A port of 0 takes a free one; `http_port` None leaves HTTP out. Bytes and seconds.
 
-    `cors_origins` are the web origins whose pages may call over HTTP, "*" for all; none by default.
+    `cors_origins` are the web origins whose pages may call over HTTP, "*" for all; none by default. `deployment` is the
+    one that this is a replica of: calls that were meant for another are refused.
     """
 
     host: str = "127.0.0.1"
@@ -74,6 +75,7 @@ class ServerOptions:
     drain_timeout_s: float = 30.0
     tls: TlsFiles | None = None
     api_key: str | None = field(default=None, repr=False)
+    deployment: str | None = None
 
 
 class Server:
@@ -113,7 +115,11 @@ class Server:
 
     async def startup(self) -> None:
         """Open the ports. Raises ServeError when one is taken or the TLS files cannot be read."""
-        interceptors = [ApiKeyInterceptor(self.options.api_key)] if self.options.api_key else []
+        interceptors: list[Any] = []
+        if self.options.deployment:  # first: another deployment has another key
+            interceptors.append(DeploymentInterceptor(self.options.deployment))
+        if self.options.api_key:
+            interceptors.append(ApiKeyInterceptor(self.options.api_key))
         server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self.options))
         servicer = Servicer(self.predictor, self._identity, max_message_bytes=self.options.max_message_bytes)
         add_inference_to_server(servicer, server)

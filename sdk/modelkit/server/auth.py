@@ -1,4 +1,7 @@
-"""API key: every call but a health check has to carry `authorization: Bearer KEY`, over gRPC and over HTTP."""
+"""Which calls are let in: those with the API key, and those that are not meant for another deployment.
+
+Every call but a health check has to carry `authorization: Bearer KEY` where there is a key, over gRPC and over HTTP.
+"""
 
 import hmac
 from collections.abc import Awaitable, Callable
@@ -6,11 +9,12 @@ from typing import Any
 
 import grpc
 
-from modelkit.errors import UnauthenticatedError
+from modelkit.computes.identity import DEPLOYMENT_METADATA
+from modelkit.errors import CallError, UnauthenticatedError, UnavailableError
 from modelkit.server.logs import new_request_id
 from modelkit.server.status import status_code, status_message, status_trailer
 
-__all__ = ["ApiKey", "ApiKeyInterceptor"]
+__all__ = ["ApiKey", "ApiKeyInterceptor", "DeploymentInterceptor"]
 
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 
@@ -54,7 +58,34 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused
         return handler if error is None else _refusing(handler, error)
 
 
-def _refusing(handler: Any, error: UnauthenticatedError) -> Any:
+class DeploymentInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Refuses a call that says it is for another deployment: its caller had this address from a replica that has gone.
+
+    One that says nothing passes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Let a call pass, or put a handler in its place that refuses it."""
+        handler = await continuation(handler_call_details)
+        meant = dict(handler_call_details.invocation_metadata or ()).get(DEPLOYMENT_METADATA, self._name)
+        if handler is None or meant == self._name:
+            return handler
+        error = UnavailableError(
+            f"no replica of {meant!s} is here any more, but one of {self._name}",
+            cure="call modelkit://COMPUTE/DEPLOYMENT, which finds the replicas that are there now",
+            executed=False,
+        )
+        return _refusing(handler, error)
+
+
+def _refusing(handler: Any, error: CallError) -> Any:
     async def refuse(_request: Any, context: Any) -> None:
         trailer = status_trailer(error, new_request_id())
         await context.abort(status_code(error), status_message(error), trailing_metadata=(trailer,))

@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import grpc
 
 from modelkit import codec
+from modelkit.computes.endpoint import told_timeout_s
 from modelkit.errors import CallError, InternalError, InvalidArgumentError, OverloadedError, Violation
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.inference.v1 import inference_pb2_grpc as pb_grpc
@@ -167,8 +168,6 @@ class Servicer(pb_grpc.InferenceServiceServicer):
 
 
 _NO_REQUEST: Final = pb.StreamRequest()
-# In milliseconds; the same as `modelkit.client.base` sends.
-TIMEOUT_HEADER: Final = "x-modelkit-timeout-ms"
 # How long a caller may take to say what it calls: until then the call is not counted at the gate.
 _OPENING_TIMEOUT_S: Final = 10.0
 # How long a half-closed stream without an `end` is given to turn out to be a cancelled one.
@@ -191,15 +190,13 @@ async def _refuse_malformed(context: Context) -> NoReturn:
 
 def _begin(method: str, metadata: Any, context: Context) -> Request:
     """Make the Request of a call; its id is the caller's, or a new one."""
-    request_id, told_ms = "", ""
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_HEADER and isinstance(value, str):
-            request_id = value
-        elif key == TIMEOUT_HEADER and isinstance(value, str):
-            told_ms = value
+    sent = context.invocation_metadata() or ()
+    request_id = next(
+        (value for key, value in sent if key == REQUEST_ID_HEADER and isinstance(value, str)), ""
+    )
     remaining: float | None = context.time_remaining()
-    if remaining is None and told_ms.isdecimal():  # a proxy in between has kept the deadline to itself
-        remaining = int(told_ms) / 1000
+    if remaining is None:  # a proxy in between may have kept the deadline to itself
+        remaining = told_timeout_s(sent)
     deadline = None if remaining is None else time.monotonic() + remaining
     return Request(request_id_from(request_id), method, dict(metadata) if metadata else {}, deadline)
 

@@ -6,7 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 import static_compute
@@ -15,6 +17,8 @@ from modelkit.client import RetryPolicy
 from modelkit.computes import Compute, add_compute
 from modelkit.errors import (
     CallError,
+    CancelledCallError,
+    DeadlineExceededError,
     DeployError,
     UnauthenticatedError,
     UnavailableError,
@@ -208,14 +212,95 @@ def test_nobody_there_is_unavailable_and_was_not_executed(deployments, caller):
     assert "modelkit ps" in caught.value.cure
 
 
+@contextlib.contextmanager
+def once_asked(deployments, num_times, *what):
+    """Write down what the deployment is once the compute was asked so often, which tells that a caller waits."""
+
+    def put():
+        wait_for(lambda: deployments.num_asked >= num_times)
+        deployments.put(*what)
+
+    later = threading.Thread(target=put)
+    later.start()
+    yield
+    later.join()
+
+
+def test_a_call_waits_for_the_compute_no_longer_than_its_deadline(deployments, caller):
+    with serving("a") as a:
+        deployments.put("chat", {"targets": [a.address]})
+        chat = caller()
+        with deployments.silent():  # until the call is over
+            with pytest.raises(DeadlineExceededError, match=r"has not said within 0\.2 s") as caught:
+                chat.who(timeout_s=0.2)
+            assert not caught.value.executed
+            with pytest.raises(DeadlineExceededError, match=r"is not ready after 0\.2 s"):
+                chat.wait_ready(0.2)
+        assert chat.who() == "a"
+    assert deployments.num_asked == 1  # all of them have waited for the same answer
+
+
+def test_calls_wait_for_nobody_while_what_is_known_is_in_doubt(deployments, caller):
+    """Some replica was not there for some call: that one waits before it is repeated, and no other."""
+    with serving("a") as a:
+        deployments.put("chat", {"targets": [a.address]})
+        chat = caller()
+        assert chat.who() == "a"
+        with deployments.silent():
+            chat.client._deployment.doubt(time.monotonic())
+            assert [chat.who() for _ in range(20)] == ["a"] * 20
+            wait_for(lambda: deployments.num_asked == 2)  # meanwhile
+    with deployments.silent(), pytest.raises(DeadlineExceededError, match="has not said"):
+        chat.who(timeout_s=2.0)  # there is nobody: it is repeated, for which it has to wait
+
+
+async def test_many_asynchronous_calls_that_wait_keep_no_thread_from_others(deployments):
+    with serving("a") as a:
+        deployments.put("chat", {"targets": [a.address]})
+        async with AsyncClient(ADDRESS) as client:
+            with deployments.silent():
+                calls = [asyncio.create_task(client.predict(method="who")) for _ in range(100)]
+                while deployments.num_asked == 0:
+                    await asyncio.sleep(0.01)
+                assert await asyncio.to_thread(lambda: 7) == 7
+                calls[0].cancel()  # and nobody else
+                await asyncio.sleep(0.05)
+            assert await asyncio.gather(*calls[1:]) == ["a"] * 99
+
+
+def test_close_ends_calls_whose_replica_has_left_the_deployment(deployments, caller):
+    with serving("a") as a, serving("b") as b:
+        deployments.put("chat", {"targets": [a.address]}, refresh_s=0.0)
+        chat = caller()
+        moved = {"targets": [b.address]}
+        if isinstance(chat, AsyncCaller):
+
+            async def close_meanwhile():
+                stream = chat.client.generate(method="count", n=10_000)
+                await anext(stream)
+                deployments.put("chat", moved, refresh_s=0.0)
+                while await chat.client.predict(method="who") != "b":
+                    await asyncio.sleep(0.01)
+                await chat.client.close()
+                return [item async for item in stream]
+
+            with pytest.raises(CancelledCallError):
+                chat.runner.run(close_meanwhile())
+        else:
+            stream = chat.client.generate(method="count", n=10_000)
+            next(stream)
+            deployments.put("chat", moved, refresh_s=0.0)
+            wait_for(lambda: chat.who() == "b")
+            chat.client.close()
+            with pytest.raises(CancelledCallError):
+                list(stream)
+
+
 def test_a_deployment_that_comes_up_meanwhile_answers(deployments, caller):
     deployments.put("chat", {"targets": []})
     chat = caller(retry=PATIENT)
-    with serving("a") as a:
-        later = threading.Timer(0.5, deployments.put, ["chat", {"targets": [a.address]}])
-        later.start()
+    with serving("a") as a, once_asked(deployments, 2, "chat", {"targets": [a.address]}):
         assert chat.who() == "a"
-        later.join()
 
 
 def test_wait_ready_waits_for_the_first_replica(deployments, caller):
@@ -223,12 +308,10 @@ def test_wait_ready_waits_for_the_first_replica(deployments, caller):
     chat = caller()
     with pytest.raises(CallError, match="is not ready after"):
         chat.wait_ready(0.3)
-    with serving("a") as a:
-        later = threading.Timer(0.3, deployments.put, ["chat", {"targets": [a.address]}])
-        later.start()
+    num_asked = deployments.num_asked
+    with serving("a") as a, once_asked(deployments, num_asked + 2, "chat", {"targets": [a.address]}):
         chat.wait_ready(30)
         assert chat.who() == "a"
-        later.join()
 
 
 def test_what_holds_calls_is_asked_where_no_replica_is(deployments, caller):
@@ -264,9 +347,33 @@ def test_metadata_of_the_route_goes_with_every_call(deployments, caller):
         assert caller().who() == "a"
 
 
+@contextlib.contextmanager
+def hiding_deadlines(address):
+    """A proxy that passes unary calls on, and their metadata, and keeps their deadlines to itself; gives its address."""
+    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(4) as threads:
+
+        class Proxy(grpc.GenericRpcHandler):
+            def service(self, call):
+                forward = channel.unary_unary(call.method)
+                metadata = [pair for pair in call.invocation_metadata if pair[0] != "user-agent"]
+                return grpc.unary_unary_rpc_method_handler(
+                    lambda request, _: forward(request, metadata=metadata)
+                )
+
+        server = grpc.server(threads, handlers=[Proxy()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()
+
+
 def test_the_deadline_is_told_where_the_proxy_hides_it(deployments, caller):
-    with serving("a") as a:
-        deployments.put("chat", {"targets": [a.address]}, carries_deadline=False)
+    with serving("a") as a, hiding_deadlines(a.address) as proxy:
+        deployments.put("chat", {"targets": [proxy]}, carries_deadline=True)
+        assert caller().call("remaining", timeout_s=60.0) is None
+        deployments.put("chat", {"targets": [proxy]}, carries_deadline=False)
         assert 0 < caller().call("remaining", timeout_s=60.0) <= 60
         assert caller().call("remaining") is None
 
@@ -275,6 +382,27 @@ def test_the_servers_own_deadline_counts_before_what_is_told(deployments, caller
     with serving("a") as a, Client(a.address, headers={"x-modelkit-timeout-ms": "1"}) as client:
         assert client.predict(method="remaining", timeout_s=60.0) > 1
         assert client.predict(method="remaining") < 1
+
+
+def test_the_address_of_a_replica_that_has_gone_is_another_deployments_now(deployments, caller):
+    """Nothing of a call reaches the other model, whatever key that wants; the compute is asked again."""
+    meant = {"x-modelkit-deployment": "chat"}
+    with (
+        serving("other", deployment="other", api_key="sk-other") as other,
+        serving("a", deployment="chat") as a,
+    ):
+        deployments.put("chat", {"targets": [other.address], "metadata": meant})
+        with pytest.raises(
+            UnavailableError, match="no replica of chat is here any more, but one of other"
+        ) as caught:
+            caller().who()
+        assert not caught.value.executed
+        chat = caller(retry=PATIENT)
+        num_asked = deployments.num_asked
+        with once_asked(deployments, num_asked + 2, "chat", {"targets": [a.address], "metadata": meant}):
+            assert chat.who() == "a"
+    with serving("a", deployment="chat") as a, Client(a.address) as client:
+        assert client.predict(method="who") == "a"  # by its address
 
 
 def test_the_api_key_is_the_computes(deployments, caller, monkeypatch):

@@ -58,7 +58,8 @@ def test_an_endpoint_names_a_host_and_perhaps_a_range(endpoint):
 
 def listed(state="running", grpc_port=40001, http_port=40002):
     ports = [{"PrivatePort": 50051, "PublicPort": grpc_port}, {"PrivatePort": 8000, "PublicPort": http_port}]
-    return {"Id": str(grpc_port), "State": state, "Ports": ports, "Names": ["/chat-v1-1"]}
+    labels = {"modelkit.deployment": "chat"}
+    return {"Id": str(grpc_port), "State": state, "Ports": ports, "Names": ["/chat-v1-1"], "Labels": labels}
 
 
 def test_what_is_published():
@@ -71,5 +72,6 @@ def test_what_is_published():
 def test_the_endpoint_has_every_replica():
     found = endpoint_of(compute(), [listed(grpc_port=40003), listed()])
     assert found.routes[0].targets == ("127.0.0.1:40001", "127.0.0.1:40003")
+    assert found.routes[0].metadata == {"x-modelkit-deployment": "chat"}
     assert found.http_url == "http://127.0.0.1:40002"
     assert endpoint_of(compute(), []).routes[0].targets == ()

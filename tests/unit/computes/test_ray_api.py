@@ -75,6 +75,7 @@ def test_an_endpoint_that_was_given_is_the_only_way():
     )
     (route,) = endpoint_of(compute, instance(group("chat", target("10.0.0.2", 40001))), "chat").routes
     assert (route.targets, route.waiting) == (("ray.example.com:443",), ())
+    assert endpoint_of(compute, instance(), "chat").http_url is None  # a node's address means nothing there
 
 
 def test_a_canary_shares_the_calls():

@@ -45,7 +45,8 @@ class GrpcTarget(Target):
         if settings.names_deployment:
             # Its replicas as they are now: one that comes or goes later is not followed.
             deployment = Deployment(settings, Opener(*functions, close=lambda _: None))
-            await asyncio.to_thread(deployment.locate)
+            while (located := deployment.locating()) is not None:
+                await asyncio.wrap_future(located)
             lane = deployment.enter()
             self._channel, self._headers = lane.channel, (*self._headers, *lane.headers)
         else:

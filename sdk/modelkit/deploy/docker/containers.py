@@ -3,14 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
-from modelkit.computes.docker_api import REPLICA, REVISION, DockerHost, is_draining, ready_ones
+from modelkit.computes.docker_api import DEPLOYMENT, REPLICA, REVISION, DockerHost, is_draining, ready_ones
 from modelkit.deploy.docker.deliver import image_prefix, image_tag
 from modelkit.deploy.docker.gpus import device_request
-from modelkit.deploy.docker.look import container_name, look
-from modelkit.deploy.docker.replica import GPUS, variables_of
+from modelkit.deploy.docker.look import container_name, gpus_of, look
 from modelkit.deploy.docker.roll import Seen
 from modelkit.deploy.docker.state import State
 from modelkit.deploy.record import DeploymentSpec
@@ -24,9 +22,9 @@ __all__ = [
     "environment_for",
     "environment_of",
     "free_numbers",
-    "gpus_of",
     "number_of",
     "remove",
+    "runs",
     "start",
     "taken_gpus",
     "takes_calls",
@@ -38,7 +36,7 @@ def discard(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) ->
     """Remove what an attempt before this has left: containers of another revision that serve nobody and never did."""
     revision = state.revision
     others = [each for each in listed if each["Labels"].get(REVISION) != revision]
-    view = look(host, replace(state, is_settled=False), others)
+    view = look(host, state, others)
     for each in view.seen:
         if each.phase in {"created", "failed"}:
             remove(host, each.id)
@@ -144,8 +142,8 @@ def environment_for(
 
     Raises UsageError where one that is needed is nowhere.
     """
-    variables = variables_of(spec)
-    found = {name: os.environ.get(name, "") for name in (*variables.needed, *variables.optional)}
+    variables = spec.variables()
+    found = {name: os.environ.get(name, "") for name in variables.all}
     if not all(found.values()):
         there: dict[str, str] = {}
         for each in listed:
@@ -184,11 +182,20 @@ def free_numbers(listed: Sequence[dict[str, Any]], num: int) -> list[int]:
     return [number for number, _ in zip(free, range(num), strict=False)]
 
 
-def gpus_of(container: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the ids of the GPUs that a container was given."""
-    return tuple(gpu for gpu in container["Labels"].get(GPUS, "").split(",") if gpu)
+def taken_gpus(containers: Sequence[Mapping[str, Any]], states: Mapping[str, State]) -> set[str]:
+    """Return the ids of the GPUs that containers hold: those that run, and those that are wanted and will.
+
+    `states` are those of their deployments, by name.
+    """
+    return {gpu for each in containers if _holds_gpus(each, states) for gpu in gpus_of(each)}
 
 
-def taken_gpus(containers: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the ids of all GPUs that containers were given."""
-    return {gpu for each in containers for gpu in gpus_of(each)}
+def _holds_gpus(container: Mapping[str, Any], states: Mapping[str, State]) -> bool:
+    state = states.get(container["Labels"].get(DEPLOYMENT, ""))
+    is_wanted = state is not None and container["Labels"].get(REVISION) == state.revision
+    return is_wanted or runs(container)
+
+
+def runs(container: Mapping[str, Any]) -> bool:
+    """Tell whether a container of a listing runs, or is about to again."""
+    return container["State"] in {"running", "restarting", "paused"}

@@ -12,7 +12,6 @@ from modelkit.checkpoints.resolve import Terms, prepare
 from modelkit.computes.docker_api import DockerHost
 from modelkit.config import Config, load_config
 from modelkit.deploy.base import Delivery, Origin
-from modelkit.deploy.docker.replica import serve_options
 from modelkit.deploy.record import DeploymentSpec
 from modelkit.errors import BuildError, DeployError
 from modelkit.image import Progress, plan_image
@@ -34,7 +33,7 @@ _DIGEST_CHARACTERS = 12
 def deliver(host: DockerHost, spec: DeploymentSpec, origin: Origin, delivery: Delivery) -> str:
     """Return what the image is called on the host, where it is now. Raises BuildError, DeployError, RegistryError."""
     if origin.folder is not None:
-        options = [part for option in serve_options(spec) for part in option]
+        options = [part for option in spec.serve_options() for part in option]
         return _build(host, spec, spec.parsed_config(), origin.folder, options, delivery)
     assert origin.reference is not None
     reference = parse_reference(origin.reference)
@@ -86,7 +85,8 @@ def _build_version(host: DockerHost, spec: DeploymentSpec, reference: str, deliv
     places = pulled.overrides[len(pulled.settings) :]
     overrides = [*spec.overrides, *places]
     config = load_config(pulled.folder, environment=spec.environment, overrides=overrides)
-    options = [part for option in serve_options(replace(spec, overrides=tuple(overrides))) for part in option]
+    told = replace(spec, overrides=tuple(overrides)).serve_options()
+    options = [part for option in told for part in option]
     return _build(host, spec, config, pulled.folder, options, delivery)
 
 

@@ -28,9 +28,9 @@ from modelkit.deploy.docker.containers import (
     environment_for,
     environment_of,
     free_numbers,
-    gpus_of,
     number_of,
     remove,
+    runs,
     start,
     taken_gpus,
     takes_calls,
@@ -39,14 +39,13 @@ from modelkit.deploy.docker.containers import (
 from modelkit.deploy.docker.deliver import deliver
 from modelkit.deploy.docker.gpus import Gpu, assign, list_gpus
 from modelkit.deploy.docker.logs import read_logs
-from modelkit.deploy.docker.look import View, look, status_of
+from modelkit.deploy.docker.look import View, gpus_of, look, status_of, steps_of
 from modelkit.deploy.docker.replica import (
     container_options,
     drain_timeout_s,
     missing_options,
-    variables_of,
 )
-from modelkit.deploy.docker.roll import Seen, Steps, Surge, next_steps
+from modelkit.deploy.docker.roll import Seen, Steps, Surge
 from modelkit.deploy.docker.state import State, forget, read_state, read_states, write_state
 from modelkit.deploy.record import DeploymentSpec, Record
 from modelkit.errors import DeployError, ModelkitError, UnknownDeploymentError, UsageError
@@ -115,7 +114,8 @@ class DockerDeployer:
             found = list_gpus(host, image)
         except DeployError as error:
             return (), [error.message]
-        taken = taken_gpus(host.containers(DEPLOYMENT))
+        listed = host.containers(DEPLOYMENT)
+        taken = taken_gpus(listed, read_states(host, listed))
         kinds = dict.fromkeys(gpu.kind for gpu in found)
         return tuple(
             Gpus(
@@ -166,8 +166,7 @@ class DockerDeployer:
         import yaml
 
         state = State(record=record)
-        variables = variables_of(record.spec)
-        hidden = dict.fromkeys((*variables.needed, *variables.optional), "(from this machine)")
+        hidden = dict.fromkeys(record.spec.variables().all, "(from this machine)")
         command = missing_options(record.spec, ())
         containers = []
         for number in range(1, state.num_replicas + 1):
@@ -194,6 +193,7 @@ class DockerDeployer:
             record=record,
             number=0 if current is None else current.number,
             roll=0 if current is None else current.roll,
+            proven=frozenset() if current is None else current.proven,
         )
         if self._has_new_secrets(host, state, listed):
             state = replace(state, roll=state.roll + 1)
@@ -220,11 +220,19 @@ class DockerDeployer:
         return status_of(host, view, steps)
 
     def statuses(self) -> list[Status]:
-        """Return all deployments as they are; nothing is changed."""
+        """Return all deployments as they are, having taken the next steps of each."""
         host = self._host
         listed = host.containers(DEPLOYMENT)
-        views = [look(host, state, listed) for state in read_states(host, listed).values()]
-        return [status_of(host, view, _steps(view)) for view in views]
+        return [self._status_among(host, state, listed) for state in read_states(host, listed).values()]
+
+    def _status_among(self, host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> Status:
+        """Return a deployment as it is; one that cannot go on keeps nobody from seeing the others."""
+        try:
+            view, steps = self._step(host, state, listed)
+        except DeployError:
+            view = look(host, state, listed)
+            steps = steps_of(view)
+        return status_of(host, view, steps)
 
     def scale(self, name: str, min_replicas: int, max_replicas: int) -> None:
         """Change the number of replicas; those that stay are not touched."""
@@ -234,11 +242,13 @@ class DockerDeployer:
                 "a Docker host starts no replica on demand, so one has to run",
                 cure=f"`modelkit stop {name}` ends the deployment",
             )
-        record = self.status(name).record
-        bounds = {"min_replicas": min_replicas, "max_replicas": max_replicas}
-        deployment = {**(record.spec.config.get("deployment") or {}), **bounds}
-        spec = replace(record.spec, config={**record.spec.config, "deployment": deployment})
-        self.apply(Record(spec, record.history))
+        status = self.status(name)
+        if not status.record.is_readable:
+            raise DeployError(
+                f"{name} cannot be scaled: {status.reason}",
+                cure="scale it with that modelkit, or deploy the version that you want: `modelkit serve REF --compute ...`",
+            )
+        self.apply(status.record.scaled(min_replicas, max_replicas))
 
     def logs(
         self, name: str, *, replica: str | None = None, num_lines: int = 100, follow: bool = False
@@ -285,7 +295,7 @@ class DockerDeployer:
     ) -> tuple[View, Steps]:
         """Take the next steps; return what was seen before them, and them."""
         view = look(host, state, host.containers(f"{DEPLOYMENT}={state.name}") if listed is None else listed)
-        steps = Steps() if state.is_stopping else _steps(view)
+        steps = steps_of(view)
         timeout_s = drain_timeout_s(state.record.spec.parsed_config())
         for each in steps.start:
             start(host, each, view.containers[each.id])
@@ -294,9 +304,10 @@ class DockerDeployer:
         self._remind(host, view, timeout_s)
         for each in steps.remove:
             remove(host, each.id)
-        if steps.is_done and not state.is_settled and not state.is_stopping:
-            with suppress(DeployError):  # somebody else has settled it
-                write_state(host, replace(state, is_settled=True))
+        if steps.is_done and not state.is_complete:
+            in_place = [each.id for each in view.seen if each.is_new and each.phase == "ready"]
+            with suppress(DeployError):  # somebody else has written it
+                write_state(host, state.completed(in_place))
                 untag(host, state.name, (state.record.spec, *state.record.history))
         return view, steps
 
@@ -371,13 +382,14 @@ class DockerDeployer:
         if self._gpus is None:
             self._gpus = list_gpus(host, state.record.spec.artifact)
         old = [each for each in listed if each["Labels"].get(REVISION) != state.revision]
-        going = [gpus_of(each) for each in sorted(old, key=number_of) if each["State"] != "created"]
+        going = [gpus_of(each) for each in sorted(old, key=number_of) if runs(each)]
         surge = Surge.of(state.num_replicas, config.deployment.max_surge_percent)
+        on_host = host.containers(DEPLOYMENT)
         return assign(
             config.compute,
             num_missing,
             self._gpus,
-            sorted(taken_gpus(host.containers(DEPLOYMENT))),
+            sorted(taken_gpus(on_host, read_states(host, on_host) | {state.name: state})),
             going,
             may_wait=surge.more == 0,
         )
@@ -393,17 +405,11 @@ class DockerDeployer:
             ),
             None,
         )
-        names = variables_of(state.record.spec).needed
+        names = state.record.spec.variables().needed
         if running is None or not any(os.environ.get(name) for name in names):
             return False
         there = environment_of(host, running["Id"])
         return any(os.environ.get(name) not in {None, "", there.get(name)} for name in names)
-
-
-def _steps(view: View) -> Steps:
-    config = view.state.record.spec.parsed_config()
-    surge = Surge.of(view.state.num_replicas, config.deployment.max_surge_percent)
-    return next_steps(view.seen, view.state.num_replicas, surge)
 
 
 def _refuse_range(compute: Compute, min_replicas: int, max_replicas: int) -> None:

@@ -3,7 +3,9 @@
 Docker does not list GPUs; nvidia-smi does, in a container that sees all of them and is gone a moment later.
 """
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,10 +16,13 @@ from modelkit.config.models import ComputeConfig
 from modelkit.errors import DeployError, UsageError
 from modelkit.progress import size_text
 
-__all__ = ["Gpu", "assign", "list_gpus", "parse_gpus", "suitable"]
+__all__ = ["LOOKING", "Gpu", "assign", "device_request", "list_gpus", "parse_gpus", "suitable", "sweep"]
+
+LOOKING = "modelkit.looking-for-gpus"
 
 _QUERY = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
 _ASK_TIMEOUT_S = 60.0
+_LEFT_BEHIND_S = 600.0  # nobody waits so long; by two clocks, which need not agree to the minute
 _MIB = 1024**2
 
 
@@ -32,26 +37,57 @@ class Gpu:
 
 def list_gpus(host: DockerHost, image: str) -> list[Gpu]:
     """Return the GPUs of a host, asked from inside a container of an image. Raises DeployError where it can give none."""
-    import docker.errors
     from docker.types import DeviceRequest
 
+    sweep(host)
     every = DeviceRequest(count=-1, capabilities=[["gpu", "utility"]])
     with host.asking("make a container that looks for GPUs"):
-        asking = host.client.containers.create(image, entrypoint=_QUERY, device_requests=[every])
+        asking = host.client.containers.create(
+            image, entrypoint=_QUERY, device_requests=[every], labels={LOOKING: "true"}
+        )
     try:
-        asking.start()
-        asking.wait(timeout=_ASK_TIMEOUT_S)
-        output: bytes = asking.logs(stdout=True, stderr=False)
-    except docker.errors.APIError as error:
-        raise DeployError(
-            f"the Docker daemon of {host.compute.name} cannot give a GPU to a container: {error.explanation}",
-            cure="with an NVIDIA GPU, install nvidia-container-toolkit there, then: sudo nvidia-ctk runtime configure "
-            "--runtime=docker && sudo systemctl restart docker; without one: --set compute.num_accelerators=0",
-        ) from error
+        output = _answer(host, asking)
     finally:
         with host.asking("remove a container that has looked for GPUs"):
             asking.remove(force=True, v=True)
     return parse_gpus(output.decode(errors="replace"))
+
+
+def _answer(host: DockerHost, asking: Any, *, timeout_s: float = _ASK_TIMEOUT_S) -> bytes:
+    """Run a container that was made to the end, and return what it says."""
+    import docker.errors
+    import requests.exceptions
+
+    try:
+        with host.asking("look for GPUs"):
+            asking.start()
+            asking.wait(timeout=timeout_s)
+            output: bytes = asking.logs(stdout=True, stderr=False)
+    except DeployError as error:
+        cause = error.__cause__
+        if isinstance(cause, docker.errors.APIError):
+            raise DeployError(
+                f"the Docker daemon of {host.compute.name} cannot give a GPU to a container: {cause.explanation}",
+                cure="with an NVIDIA GPU, install nvidia-container-toolkit there, then: sudo nvidia-ctk runtime configure "
+                "--runtime=docker && sudo systemctl restart docker; without one: --set compute.num_accelerators=0",
+            ) from cause
+        if isinstance(cause, requests.exceptions.RequestException) and "timed out" in str(cause):
+            raise DeployError(
+                f"nvidia-smi on {host.compute.name} has not answered within {timeout_s:g} s",
+                cure="see what `nvidia-smi` says on that machine: a GPU may have failed",
+            ) from cause
+        raise
+    return output
+
+
+def sweep(host: DockerHost, *, older_than_s: float = _LEFT_BEHIND_S) -> None:
+    """Remove the containers that looked for GPUs for somebody who was killed meanwhile."""
+    import docker.errors
+
+    for each in host.containers(LOOKING):
+        if time.time() - each["Created"] >= older_than_s:
+            with host.asking("remove a container that has looked for GPUs"), suppress(docker.errors.APIError):
+                host.client.api.remove_container(each["Id"], force=True, v=True)
 
 
 def parse_gpus(text: str) -> list[Gpu]:

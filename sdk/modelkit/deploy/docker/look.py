@@ -17,12 +17,13 @@ from modelkit.computes.docker_api import (
 )
 from modelkit.deploy.base import DeploymentState, Replica, ReplicaState, Status
 from modelkit.deploy.docker.replica import GPUS
-from modelkit.deploy.docker.roll import MAX_CRASHES, Phase, Seen, Steps
+from modelkit.deploy.docker.roll import MAX_CRASHES, Phase, Seen, Steps, Surge, next_steps
 from modelkit.deploy.docker.state import State
 
-__all__ = ["View", "container_name", "last_lines", "look", "status_of"]
+__all__ = ["View", "container_name", "gpus_of", "last_lines", "look", "status_of", "steps_of"]
 
 _NUM_REASON_LINES = 4
+_UNREADABLE = "its record cannot be read; a newer modelkit may have written it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ def container_name(container: Mapping[str, Any]) -> str:
     return name.removeprefix("/").removesuffix(DRAINING)
 
 
+def gpus_of(container: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the ids of the GPUs that a container was given."""
+    return tuple(gpu for gpu in container["Labels"].get(GPUS, "").split(",") if gpu)
+
+
 def look(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> View:
     """Return a deployment as it is, from a listing of containers; its replicas are asked whether they take calls."""
     mine = [each for each in listed if each["Labels"].get(DEPLOYMENT) == state.name]
@@ -51,7 +57,7 @@ def look(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> Vi
         identity = each["Id"]
         details = {} if identity in ready else _inspect(host, identity)
         restarts[identity] = details.get("RestartCount", 0)
-        phase = _phase(each, details, is_ready=identity in ready, is_settled=state.is_settled)
+        phase = _phase(each, details, is_ready=identity in ready, is_proven=state.has_proven(identity))
         seen.append(_seen(each, phase, state))
         reasons[identity] = _reason(each, details, phase)
     return View(state, {each["Id"]: each for each in mine}, tuple(seen), restarts, reasons)
@@ -60,11 +66,10 @@ def look(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> Vi
 def status_of(host: DockerHost, view: View, steps: Steps) -> Status:
     """Return the status of a deployment; `steps` are what is to be done, or has just been begun."""
     state = view.state
-    replicas = tuple(
-        _replica(view, each) for each in sorted(view.seen, key=lambda each: each.number) if _counts(each)
-    )
+    shown = [each for each in view.seen if _counts(each) and each not in steps.remove]
+    replicas = tuple(_replica(view, each) for each in sorted(shown, key=lambda each: each.number))
     serving = [dict(view.containers[each.id]) for each in view.seen if each.phase == "ready"]
-    num_wanted = state.num_replicas
+    num_wanted = state.num_replicas if state.record.is_readable else len(replicas)
     what, reason = _state(view, steps)
     if steps.has_failed:
         failed = next(each for each in view.seen if each.is_new and each.phase == "failed")
@@ -80,6 +85,16 @@ def status_of(host: DockerHost, view: View, steps: Steps) -> Status:
         reason=reason,
         endpoint=endpoint_of(host.compute, serving),
     )
+
+
+def steps_of(view: View) -> Steps:
+    """Return the next steps of a deployment: none of one that is being stopped, or whose record cannot be read."""
+    state = view.state
+    if state.is_stopping or not state.record.is_readable:
+        return Steps()
+    config = state.record.spec.parsed_config()
+    surge = Surge.of(state.num_replicas, config.deployment.max_surge_percent)
+    return next_steps(view.seen, state.num_replicas, surge)
 
 
 def last_lines(host: DockerHost, identity: str, num_lines: int = _NUM_REASON_LINES) -> list[str]:
@@ -101,7 +116,7 @@ def _inspect(host: DockerHost, identity: str) -> dict[str, Any]:
 
 
 def _phase(
-    container: dict[str, Any], details: Mapping[str, Any], *, is_ready: bool, is_settled: bool
+    container: dict[str, Any], details: Mapping[str, Any], *, is_ready: bool, is_proven: bool
 ) -> Phase:
     state = container["State"]
     if state == "created":
@@ -112,20 +127,20 @@ def _phase(
         return "draining"
     if is_ready:
         return "ready"
+    # Docker counts the restarts of a container's whole life: they tell nothing of one that was good once.
     crashed = details.get("RestartCount", 0) >= MAX_CRASHES
-    return "failed" if crashed and not is_settled else "starting"
+    return "failed" if crashed and not is_proven else "starting"
 
 
 def _seen(container: Mapping[str, Any], phase: Phase, state: State) -> Seen:
     labels = container["Labels"]
-    gpus = tuple(gpu for gpu in labels.get(GPUS, "").split(",") if gpu)
     return Seen(
         id=container["Id"],
         name=container_name(container),
         number=int(labels.get(REPLICA, "0")),
         phase=phase,
         is_new=labels.get(REVISION) == state.revision,
-        gpus=gpus,
+        gpus=gpus_of(container),
     )
 
 
@@ -166,27 +181,53 @@ def _replica_state(view: View, seen: Seen) -> ReplicaState:
         return "ready"
     if seen.phase == "draining":
         return "draining"
-    if seen.phase == "failed" or (view.restarts[seen.id] >= MAX_CRASHES and seen.phase != "created"):
+    if seen.phase == "failed":
         return "failed"
-    return "unready" if view.state.is_settled else "starting"
+    return "unready" if view.state.has_proven(seen.id) else "starting"
 
 
 def _state(view: View, steps: Steps) -> tuple[DeploymentState, str]:
     """Return the state of a deployment and the reason for it."""
-    state, wanted = view.state, view.state.num_replicas
+    state = view.state
+    if not state.record.is_readable:
+        return _state_by_what_runs(view), _UNREADABLE
     if state.is_stopping:
         return "stopping", f"it is being stopped; `modelkit stop {state.name}` goes on where that was cut off"
     if steps.has_failed:
         return "failed", ""
+    return _progress(view, is_complete=state.is_complete or steps.is_done)
+
+
+def _progress(view: View, *, is_complete: bool) -> tuple[DeploymentState, str]:
+    """Return how far a deployment is from what is wanted."""
+    state, wanted = view.state, view.state.num_replicas
     new = [each for each in view.seen if each.is_new]
     num_ready = sum(each.phase == "ready" for each in new)
-    if num_ready >= wanted:
-        return "running", ""
     if len(new) < wanted:
-        return ("running" if num_ready else "failed"), (
+        return ("running" if is_complete and num_ready else "failed"), (
             f"{wanted - len(new)} of {wanted} replicas are gone from the host; scaling it to {wanted} makes them again"
         )
-    if not state.is_settled:
-        is_update = any(not each.is_new and each.is_up for each in view.seen)
-        return ("updating" if is_update else "starting"), ""  # its replicas say why
+    if not is_complete:
+        is_update = state.proven or any(not each.is_new and each.runs for each in view.seen)
+        # Why one is not ready, it says itself.
+        reason = _what_drains(sum(each.runs for each in view.seen) - wanted) if num_ready >= wanted else ""
+        return ("updating" if is_update else "starting"), reason
+    if num_ready >= wanted:
+        return "running", ""
     return ("running" if num_ready else "failed"), f"{num_ready} of {wanted} replicas answer"
+
+
+def _what_drains(num: int) -> str:
+    who = (
+        "a replica that is needed no more lets its calls"
+        if num == 1
+        else f"{num} replicas that are needed no more let their calls"
+    )
+    return f"all that is wanted answers; {who} end"
+
+
+def _state_by_what_runs(view: View) -> DeploymentState:
+    phases = {each.phase for each in view.seen}
+    if "ready" in phases:
+        return "running"
+    return "starting" if "starting" in phases else "failed"

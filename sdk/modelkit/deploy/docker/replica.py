@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ from modelkit.computes.docker_api import (
     bind_address,
     port_range,
 )
+from modelkit.computes.identity import DEPLOYMENT_VARIABLE
 from modelkit.config import Config
 from modelkit.deploy.docker.state import State
 from modelkit.deploy.record import DeploymentSpec
@@ -24,12 +24,9 @@ from modelkit.image.plan import CACHE_DIR
 
 __all__ = [
     "GPUS",
-    "Variables",
     "container_options",
     "drain_timeout_s",
     "missing_options",
-    "serve_options",
-    "variables_of",
 ]
 
 GPUS = "modelkit.deployment.gpus"
@@ -38,26 +35,6 @@ _SHM_SIZE = "16g"
 _STOP_SLACK_S = 5
 _LOG = {"type": "json-file", "config": {"max-size": "20m", "max-file": "5"}}
 _UNFIT = re.compile(r"[^a-zA-Z0-9_.-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Variables:
-    """The names of environment variables that a replica inherits from whoever deploys it: it fails without the needed ones."""
-
-    needed: tuple[str, ...]
-    optional: tuple[str, ...]
-
-
-def variables_of(spec: DeploymentSpec) -> Variables:
-    """Return the variables of a specification: its secrets and the API key; the tokens of its weights and its engine."""
-    config = spec.parsed_config()
-    needed = [secret.env_var for secret in config.secrets]
-    needed += [spec.api_key_env] if spec.api_key_env else []
-    optional = [] if config.engine is None else [config.engine.api_key_env]
-    if config.checkpoints is not None:
-        optional += [each.token_env for each in (config.checkpoints, *config.checkpoints.additional.values())]
-    names = dict.fromkeys(name for name in optional if name and name not in needed)
-    return Variables(tuple(dict.fromkeys(needed)), tuple(names))
 
 
 def drain_timeout_s(config: Config) -> int:
@@ -82,7 +59,7 @@ def container_options(
         "image": spec.artifact,
         "name": f"{spec.name}-{_UNFIT.sub('-', spec.version)}-{number}",
         "command": list(command),
-        "environment": dict(environment),
+        "environment": {DEPLOYMENT_VARIABLE: spec.name, **environment},
         "labels": {
             **state.labels(),
             VERSION: spec.version,
@@ -108,16 +85,10 @@ def container_options(
     return options
 
 
-def serve_options(spec: DeploymentSpec) -> list[tuple[str, str]]:
-    """Return what was laid over the folder's or the version's config.yaml, as options of `modelkit serve`."""
-    options = [("--env", spec.environment)] if spec.environment else []
-    return options + [("--set", override) for override in spec.overrides]
-
-
 def missing_options(spec: DeploymentSpec, entrypoint: Sequence[str]) -> list[str]:
     """Return what the image's entrypoint has to be told beside what it says already."""
     said = list(pairwise(entrypoint))
-    wanted = [option for option in serve_options(spec) if option not in said]
+    wanted = [option for option in spec.serve_options() if option not in said]
     if spec.api_key_env:
         wanted.append(("--api-key-env", spec.api_key_env))
     return [part for option in wanted for part in option]

@@ -22,7 +22,7 @@ class Seen:
     """A container as it is. `number` is its replica's; `is_new` tells whether it is of the revision that is wanted.
 
     starting: it runs and does not answer yet, or not any more. ended: it was told to and has. failed: it ends as it
-    starts, again and again.
+    starts, again and again, and has never been in place.
     """
 
     id: str
@@ -38,8 +38,8 @@ class Seen:
         return self.phase in {"starting", "ready", "failed"}
 
     @property
-    def holds_gpus(self) -> bool:
-        """Whether its GPUs are taken."""
+    def runs(self) -> bool:
+        """Whether it runs, told to end or not: it holds its GPUs."""
         return self.phase in {"starting", "ready", "draining", "failed"}
 
 
@@ -72,9 +72,9 @@ def next_steps(seen: Sequence[Seen], num_replicas: int, surge: Surge) -> Steps:
     """Return the next steps towards `num_replicas` ready containers of the new revision, and no other."""
     new = sorted((each for each in seen if each.is_new), key=lambda each: each.number)
     old = sorted((each for each in seen if not each.is_new), key=lambda each: each.number)
-    if any(each.phase == "failed" for each in new):
-        return Steps(has_failed=True)
     wanted, spare = _wanted(new, num_replicas)
+    if any(each.phase == "failed" for each in wanted):
+        return Steps(has_failed=True)
     num_ready = sum(each.phase == "ready" for each in wanted)
     if num_ready >= num_replicas:
         rest = [*old, *spare]
@@ -90,7 +90,7 @@ def next_steps(seen: Sequence[Seen], num_replicas: int, surge: Surge) -> Steps:
 
 def _wanted(new: Sequence[Seen], num_replicas: int) -> tuple[list[Seen], list[Seen]]:
     """Divide the new containers: those that are kept, the ones that answer first, and those too many."""
-    rank = {"ready": 0, "starting": 1, "created": 2, "ended": 3, "draining": 4}
+    rank = {"ready": 0, "starting": 1, "created": 2, "ended": 3, "failed": 4, "draining": 5}
     ordered = sorted(new, key=lambda each: (rank[each.phase], each.number))
     kept = [each for each in ordered if each.phase != "draining"][:num_replicas]
     return kept, [each for each in new if each not in kept]
@@ -98,7 +98,7 @@ def _wanted(new: Sequence[Seen], num_replicas: int) -> tuple[list[Seen], list[Se
 
 def _to_start(seen: Sequence[Seen], wanted: Sequence[Seen], limit: int) -> list[Seen]:
     room = limit - sum(each.is_up for each in seen)
-    taken = {gpu for each in seen if each.holds_gpus for gpu in each.gpus}
+    taken = {gpu for each in seen if each.runs for gpu in each.gpus}
     start: list[Seen] = []
     for each in sorted(wanted, key=lambda each: each.number):
         if len(start) < room and each.phase in {"created", "ended"} and not taken & set(each.gpus):

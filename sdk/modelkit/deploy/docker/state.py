@@ -8,12 +8,12 @@ somebody prunes the volumes, the newest of those counts that was ever started.
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modelkit.computes.docker_api import DEPLOYMENT, DockerHost
-from modelkit.deploy.record import DeploymentSpec, Record
+from modelkit.deploy.record import Record
 from modelkit.errors import DeployError
 
 __all__ = ["State", "forget", "read_state", "read_states", "write_state"]
@@ -22,22 +22,28 @@ _RECORD = "modelkit.deployment.record"
 _NUMBER = "modelkit.deployment.number"
 _ROLL = "modelkit.deployment.roll"
 _STOPPING = "modelkit.deployment.stopping"
-_SETTLED = "modelkit.deployment.settled"
+_COMPLETE = "modelkit.deployment.complete"
+_PROVEN = "modelkit.deployment.proven"
 _WRITER = "modelkit.deployment.writer"
+
+_ID_CHARACTERS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What is wanted. `number` counts the changes; another `roll` replaces replicas of the same specification.
 
-    `is_settled` when all of it has been in place: a replica that ends after that is an accident, and not a bad version.
+    `is_complete` once all of it was in place, and nothing else. `proven` are the containers that were in place when a
+    change was last complete, by the beginning of their ids: where one of them ends, that is an accident and not a bad
+    version, however often it has and whatever is changed meanwhile.
     """
 
     record: Record
     number: int = 0
     roll: int = 0
     is_stopping: bool = False
-    is_settled: bool = False
+    is_complete: bool = False
+    proven: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -47,15 +53,22 @@ class State:
     @property
     def num_replicas(self) -> int:
         """How many replicas are wanted."""
-        return num_replicas(self.record.spec)
+        return max(1, self.record.spec.parsed_config().deployment.min_replicas)
 
     @property
     def revision(self) -> str:
         """What a container has to be made of: the same for two specifications that differ in the number of replicas only."""
-        spec = self.record.spec
-        config = {key: value for key, value in spec.config.items() if key != "deployment"}
-        content = json.dumps([asdict(replace(spec, config=config)), self.roll], sort_keys=True)
+        content = json.dumps([asdict(self.record.spec.of_replica()), self.roll], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def has_proven(self, identity: str) -> bool:
+        """Tell whether a container has been in place."""
+        return identity[:_ID_CHARACTERS] in self.proven
+
+    def completed(self, identities: Iterable[str]) -> "State":
+        """Return the state once these containers are in place, and no other."""
+        proven = frozenset(identity[:_ID_CHARACTERS] for identity in identities)
+        return replace(self, is_complete=True, proven=proven)
 
     def labels(self) -> dict[str, str]:
         """Return the labels that say all this."""
@@ -65,27 +78,34 @@ class State:
             _NUMBER: str(self.number),
             _ROLL: str(self.roll),
         }
-        flags = {_STOPPING: self.is_stopping, _SETTLED: self.is_settled}
-        return labels | {label: "true" for label, is_on in flags.items() if is_on}
+        more = {
+            _STOPPING: "true" if self.is_stopping else "",
+            _COMPLETE: "true" if self.is_complete else "",
+            _PROVEN: ",".join(sorted(self.proven)),
+        }
+        return labels | {label: text for label, text in more.items() if text}
 
     @classmethod
     def of(cls, labels: Mapping[str, str]) -> "State | None":
-        """Return the state that labels tell, None where they tell none."""
-        try:
-            return cls(
-                record=Record.from_json(labels[_RECORD]),
-                number=int(labels[_NUMBER]),
-                roll=int(labels[_ROLL]),
-                is_stopping=labels.get(_STOPPING) == "true",
-                is_settled=labels.get(_SETTLED) == "true",
-            )
-        except (KeyError, ValueError, TypeError):
+        """Return the state that labels tell, None where they are of no deployment.
+
+        What cannot be read of it stands for nothing: the record may be a newer modelkit's, see `Record.read`.
+        """
+        name = labels.get(DEPLOYMENT)
+        if not name:
             return None
+        return cls(
+            record=Record.read(labels.get(_RECORD, ""), name),
+            number=_number(labels.get(_NUMBER)),
+            roll=_number(labels.get(_ROLL)),
+            is_stopping=labels.get(_STOPPING) == "true",
+            is_complete=labels.get(_COMPLETE) == "true",
+            proven=frozenset(filter(None, labels.get(_PROVEN, "").split(","))),
+        )
 
 
-def num_replicas(spec: DeploymentSpec) -> int:
-    """Return how many replicas a specification asks for."""
-    return max(1, spec.parsed_config().deployment.min_replicas)
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def read_state(host: DockerHost, name: str, containers: Sequence[Mapping[str, Any]]) -> State | None:

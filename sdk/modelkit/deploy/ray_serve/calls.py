@@ -6,14 +6,13 @@ details.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 
-from modelkit.computes.endpoint import TIMEOUT_METADATA
+from modelkit.computes.endpoint import told_timeout_s
 
 __all__ = ["Call", "serve_stream", "serve_unary"]
 
@@ -133,12 +132,6 @@ def _set_late(grpc_context: Any) -> None:
 
 
 def _deadline(metadata: Iterable[tuple[str, Any]]) -> float | None:
-    """Return the moment, on the monotonic clock, that the caller's metadata names; None where it names none that is one."""
-    for key, value in metadata:
-        if key == TIMEOUT_METADATA:
-            try:
-                timeout_s = float(value)
-            except ValueError:
-                return None
-            return time.monotonic() + timeout_s if math.isfinite(timeout_s) and timeout_s >= 0 else None
-    return None
+    """Return the moment, on the monotonic clock, that the caller's metadata name; None where they name none."""
+    timeout_s = told_timeout_s(metadata)
+    return None if timeout_s is None else time.monotonic() + timeout_s

@@ -1,7 +1,7 @@
 """Puts deployments on a Ray cluster, through the HTTP API of its dashboard."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,30 +9,32 @@ from typing import Any, Final
 
 from modelkit.checkpoints.lock import named_checkpoints
 from modelkit.computes import LOCAL_RAY, Compute
-from modelkit.computes.ray_api import RayApi, endpoint_of, is_on_this_machine
+from modelkit.computes.ray_api import CANARY_SUFFIX, RayApi, endpoint_of, is_on_this_machine
 from modelkit.deploy.base import Delivery, LineSink, LogLine, Origin, Replica, Report, Status
-from modelkit.deploy.ray_serve import logs, report
+from modelkit.deploy.ray_serve import report
 from modelkit.deploy.ray_serve.content import package_uri
+from modelkit.deploy.ray_serve.logs import Source, find_dead, find_living, follow_logs, read_logs
 from modelkit.deploy.ray_serve.manifest import (
     ALL_HOSTS,
-    CANARY_SUFFIX,
     application,
+    application_name,
     is_ours,
     read_record,
-    scaled,
     serve_options,
     with_application,
     without_application,
 )
 from modelkit.deploy.ray_serve.setup import setup_problem, wait_for_proxies
-from modelkit.deploy.ray_serve.states import read_status
+from modelkit.deploy.ray_serve.states import read_status, reason_of
 from modelkit.deploy.record import DeploymentSpec, Record
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 
 __all__ = ["RayServeDeployer", "deployer"]
 
 _POLL_S: Final = 0.3
-_NUM_TRIES: Final = 3
+_NUM_TRIES: Final = 5
+# Longer than from another's reading to its writing.
+_SETTLE_S: Final = 1.0
 _DELETE_TIMEOUT_S: Final = 120.0
 
 _Instance = Mapping[str, Any]
@@ -77,7 +79,7 @@ class RayServeDeployer:
         if origin.reference is not None and origin.reference.startswith("oci:"):
             raise UsageError(
                 f"{origin.reference} is a folder on this machine, which the nodes of {self.compute.name} cannot read",
-                cure="upload the version to a registry that they reach: `modelkit upload PATH registry.example.com/team/NAME`",
+                cure="upload the version to a registry that they reach: `modelkit upload PATH --to registry.example.com/team/NAME`",
             )
         if origin.folder is None:
             return
@@ -86,16 +88,12 @@ class RayServeDeployer:
         if local:
             raise UsageError(
                 f"the checkpoint '{local[0]}' is a folder on this machine, and weights do not travel through Ray",
-                cure="upload the model to a registry, and deploy that: `modelkit upload PATH REFERENCE`, then "
+                cure="upload the model to a registry, and deploy that: `modelkit upload PATH --to REFERENCE`, then "
                 f"`modelkit serve REFERENCE --compute {self.compute.name}`",
             )
 
     def deliver(self, spec: DeploymentSpec, origin: Origin, delivery: Delivery) -> str:
         """Send a folder's package to the cluster's store; a version stays in its registry, where the nodes get it."""
-        if self.compute.name == LOCAL_RAY:
-            from modelkit.deploy.ray_serve.local import hand_over_secrets
-
-            hand_over_secrets(spec)
         if origin.folder is None:
             assert origin.reference is not None
             return origin.reference
@@ -118,6 +116,7 @@ class RayServeDeployer:
 
     def apply(self, record: Record) -> None:
         """Tell the cluster; Ray starts the new replicas beside the old ones, and ends those once they answer."""
+        self._hand_over_secrets(record.spec)
         self._put(lambda instance: self._application(record, instance))
 
     def status(self, name: str) -> Status:
@@ -132,8 +131,17 @@ class RayServeDeployer:
 
     def scale(self, name: str, min_replicas: int, max_replicas: int) -> None:
         """Change the bounds; nothing restarts."""
-        record = scaled(self.status(name).record, min_replicas, max_replicas)
-        self._put(lambda instance: self._application(record, instance))
+
+        def scaled(instance: _Instance) -> dict[str, Any]:
+            record = self._status(instance, name).record
+            if not record.is_readable:
+                raise DeployError(
+                    f"the record of {name} cannot be read, and scaling writes it anew",
+                    cure="scale it with the modelkit that has deployed it",
+                )
+            return self._application(record.scaled(min_replicas, max_replicas), instance)
+
+        self._put(scaled)
 
     def set_canary(self, name: str, spec: DeploymentSpec | None, percent: int) -> None:
         """Run `spec` as an application of its own; callers that look the deployment up share their calls by percent."""
@@ -141,10 +149,11 @@ class RayServeDeployer:
         if spec is None:
             self._remove({name + CANARY_SUFFIX})
             return
-        if spec.name != name or not 0 < percent < 100:  # noqa: PLR2004
+        if spec.name != name or not 0 <= percent < 100:  # noqa: PLR2004
             raise UsageError(
-                f"a canary of {name} cannot get {percent} % of the calls", cure="give 1 to 99 percent"
+                f"a canary of {name} cannot get {percent} % of the calls", cure="give 0 to 99 percent"
             )
+        self._hand_over_secrets(spec)
         record = Record(spec)
         self._put(lambda instance: self._application(record, instance, canary_percent=percent))
 
@@ -156,19 +165,18 @@ class RayServeDeployer:
     def logs(
         self, name: str, *, replica: str | None = None, num_lines: int = 100, follow: bool = False
     ) -> Iterator[LogLine]:
-        """Return the last lines of every replica, or of one; with `follow` what they write from now on too."""
-        instance = self._api.instance()
-        apps = [app for app in (name, name + CANARY_SUFFIX) if app in _ours(instance)]
-        if not apps:
-            raise UnknownDeploymentError(self.compute.name, name, _names(instance))
-        sources = [source for app in apps for source in logs.find_sources(self._api, instance, app)]
-        if replica is not None:
-            sources = [source for source in sources if source.replica == replica]
-            if not sources:
-                raise DeployError(
-                    f"{name} has no replica '{replica}'", cure="`modelkit status` names those that there are"
-                )
-        return logs.read(self._api, sources, num_lines=num_lines, follow=follow)
+        """Return the last lines of every replica, or of one; with `follow` what they write from now on too.
+
+        Those that have ended are read where they are asked for by name, and where not all is well.
+        """
+        sources = self._sources(name, replica)
+        if replica is not None and not sources:
+            raise DeployError(
+                f"{name} has no replica '{replica}'", cure="`modelkit status` names those that there are"
+            )
+        if follow:
+            return follow_logs(self._api, lambda: self._sources(name, replica), num_lines=num_lines)
+        return read_logs(self._api, sources, num_lines=num_lines)
 
     def close(self) -> None:
         """Release connections."""
@@ -180,10 +188,35 @@ class RayServeDeployer:
         self, record: Record, instance: _Instance, canary_percent: int | None = None
     ) -> dict[str, Any]:
         http_host = str((instance.get("http_options") or {}).get("host") or ALL_HOSTS)
-        return application(record, public_host=http_host, canary_percent=canary_percent)
+        name = application_name(record.spec.name, is_canary=canary_percent is not None)
+        there = (instance.get("applications") or {}).get(name)
+        return application(record, public_host=http_host, canary_percent=canary_percent, there=there)
 
-    def _put(self, make: Any) -> None:
-        """Read, change, write. Ray compares nothing: whoever writes last wins, so we look whether that was us."""
+    def _hand_over_secrets(self, spec: DeploymentSpec) -> None:
+        if self.compute.name == LOCAL_RAY:
+            from modelkit.deploy.ray_serve.local import hand_over_secrets
+
+            hand_over_secrets(spec)
+
+    def _sources(self, name: str, replica: str | None) -> list[Source]:
+        instance = self._api.instance()
+        apps = {app: _ours(instance)[app] for app in (name, name + CANARY_SUFFIX) if app in _ours(instance)}
+        if not apps:
+            raise UnknownDeploymentError(self.compute.name, name, _names(instance))
+        found = []
+        for app, details in apps.items():
+            living = find_living(details)
+            if replica is not None or not living or details.get("status") != "RUNNING":
+                living += find_dead(self._api, app)
+            found += living
+        return [source for source in found if replica in {None, source.replica}]
+
+    def _put(self, make: Callable[[_Instance], dict[str, Any]]) -> None:
+        """Read, change, write. Ray compares nothing, and whoever writes last wins.
+
+        So we look whether our application is still there: also a little later, when all have written who had read before
+        we wrote. Each looks after its own, for it cannot know of those that it has not read.
+        """
         for _ in range(_NUM_TRIES):
             instance = self._api.instance()
             problem = setup_problem(self.compute, instance)
@@ -195,7 +228,9 @@ class RayServeDeployer:
             app = make(instance)
             self._api.put_applications(instance, with_application(_configs(instance), app))
             if self._has(app):
-                return
+                time.sleep(_SETTLE_S)
+                if self._has(app):
+                    return
         raise DeployError(
             f"somebody else changes the applications of {self.compute.name} at the same time",
             cure="wait for them, then try again",
@@ -231,11 +266,23 @@ class RayServeDeployer:
             raise UnknownDeploymentError(self.compute.name, name, _names(instance))
         with suppress(DeployError):
             endpoint = endpoint_of(self.compute, instance, name)
-        status = read_status(name, ours[name], ours.get(name + CANARY_SUFFIX), endpoint)
-        if status.state == "failed" and not any(each.state == "starting" for each in status.replicas):
-            dead = [Replica(name=each.replica, state="failed") for each in logs.find_dead(self._api, name)]
-            status = replace(status, replicas=(*status.replicas, *dead))
-        return status
+        canary = ours.get(name + CANARY_SUFFIX)
+        status = read_status(name, ours[name], canary, endpoint)
+        failed = self._failed(name, ours[name])
+        failed_canary = self._failed(name + CANARY_SUFFIX, canary) if canary else ()
+        return replace(
+            status,
+            replicas=(*status.replicas, *failed),
+            canary_replicas=(*status.canary_replicas, *failed_canary),
+        )
+
+    def _failed(self, app: str, details: _Instance) -> tuple[Replica, ...]:
+        """Return the replicas of a version that could not start, which Ray itself lists no longer."""
+        if details.get("status") != "DEPLOY_FAILED":
+            return ()
+        dead = find_dead(self._api, app, since_s=float(details.get("last_deployed_time_s") or 0))
+        names = [each.replica for each in dead] or ["?"]
+        return tuple(Replica(name=name, state="failed", reason=reason_of(details)) for name in names)
 
 
 def _package(spec: DeploymentSpec, folder: Path, delivery: Delivery) -> bytes:

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,14 @@ from modelkit.computes import LOCAL_RAY, Compute, add_compute, computes_path, li
 from modelkit.computes.ray_api import RayApi
 from modelkit.deploy.base import LineSink
 from modelkit.deploy.ray_serve.manifest import serve_options
+from modelkit.deploy.ray_serve.ports import free_block
 from modelkit.deploy.ray_serve.processes import end_processes, find_processes
-from modelkit.deploy.ray_serve.secrets import SECRETS_DIR_ENV, secret_names
+from modelkit.deploy.ray_serve.secrets import SECRETS_DIR_ENV
 from modelkit.deploy.ray_serve.setup import wait_for_proxies
 from modelkit.deploy.record import DeploymentSpec
 from modelkit.errors import DeployError, UsageError
 
-__all__ = ["end_local_ray", "ensure_local_ray", "free_ports", "hand_over_secrets", "local_ray", "ray_command"]
+__all__ = ["end_local_ray", "ensure_local_ray", "hand_over_secrets", "local_ray", "ray_command"]
 
 MARK: Final = "MODELKIT_LOCAL_RAY"
 
@@ -42,6 +42,8 @@ _OBJECT_STORE_BYTES: Final = 100_000_000
 # Replicas of a try-out share the machine as they like; Ray only counts.
 _NUM_CPUS: Final = 64
 _NUM_LOG_LINES: Final = 15
+# Ten for Ray itself; the rest for replicas, two each, also for those that end while others take their place.
+_NUM_PORTS: Final = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class _State:
     folder: str
     grpc_port: int
     http_port: int
+    replica_ports: tuple[int, int]
 
 
 def ensure_local_ray(on_line: LineSink) -> Compute:
@@ -65,16 +68,20 @@ def ensure_local_ray(on_line: LineSink) -> Compute:
         )
     with _locked():
         state = _read_state()
-        if state is None or not _runs(state):
+        if state is not None and _runs(
+            state
+        ):  # it may run what others have deployed: whatever comes, it stays
+            _wait_until_ready(state, on_line)
+        else:
             if state is not None:  # it has crashed, or this machine was started anew
                 _end(state)
             on_line("starting Ray on this machine")
             state = _start()
-        try:
-            _wait_until_ready(state, on_line)
-        except BaseException:
-            _end(state)
-            raise
+            try:
+                _wait_until_ready(state, on_line)
+            except BaseException:
+                _end(state)
+                raise
         compute = _compute(state)
         add_compute(compute, replace=True)
         return compute
@@ -102,12 +109,13 @@ def hand_over_secrets(spec: DeploymentSpec) -> None:
     state = _read_state()
     if state is None:
         return
-    names = [*secret_names(spec.parsed_config()), *([spec.api_key_env] if spec.api_key_env else [])]
-    for name in names:
+    for name in spec.variables().all:
         if value := os.environ.get(name):
             path = _secrets_dir(state) / name
-            path.touch(mode=0o600)
-            path.write_text(value, encoding="utf-8")
+            draft = path.with_name(f"{name}.draft")  # a replica may read it at this moment
+            draft.touch(mode=0o600)
+            draft.write_text(value, encoding="utf-8")
+            draft.replace(path)
 
 
 def ray_command(arguments: Sequence[str]) -> list[str]:
@@ -115,23 +123,12 @@ def ray_command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", "from ray.scripts.scripts import main; main()", *arguments]
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 # --------------------------------------------------------------------------------------------------------------- start
 
 
 def _start() -> _State:
-    gcs, dashboard, agent, agent_grpc, runtime_env, metrics, client, grpc_port, http_port = free_ports(9)
+    ports = free_block(_NUM_PORTS)
+    gcs, dashboard, agent, agent_grpc, runtime_env, metrics, client, grpc_port, http_port = ports[:9]
     folder = Path(tempfile.mkdtemp(prefix="modelkit-ray-"))  # short: Ray puts sockets in it
     state = _State(
         mark=secrets.token_hex(8),
@@ -140,6 +137,7 @@ def _start() -> _State:
         folder=str(folder),
         grpc_port=grpc_port,
         http_port=http_port,
+        replica_ports=(ports[10], ports.stop),
     )
     _secrets_dir(state).mkdir(mode=0o700)
     _write_state(
@@ -222,7 +220,11 @@ def _wait_until_ready(state: _State, on_line: LineSink) -> None:
         if not instance.get("grpc_options"):
             on_line("starting Ray Serve")
             options = serve_options(
-                grpc_port=state.grpc_port, http_port=state.http_port, http_host="127.0.0.1", every_node=False
+                grpc_port=state.grpc_port,
+                http_port=state.http_port,
+                http_host="127.0.0.1",
+                every_node=False,
+                replica_ports=range(*state.replica_ports),
             )
             api.put_applications(options, [])
         wait_for_proxies(api, on_line)

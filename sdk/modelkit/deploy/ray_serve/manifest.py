@@ -4,27 +4,26 @@ The replica's own arguments hold what it runs, and nothing else: where they chan
 with its history and bounds is `user_config`, which Ray changes in place; so scaling restarts nothing.
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
 from typing import Any, Final
 
+from modelkit.computes.ray_api import CANARY_SUFFIX
 from modelkit.config import Config
 from modelkit.deploy.ray_serve.accelerators import type_selectors
 from modelkit.deploy.record import DeploymentSpec, Record
 from modelkit.inference.contract import SERVICER_FUNCTION
 
 __all__ = [
-    "CANARY_SUFFIX",
     "DEPLOYMENT",
     "IMPORT_PATH",
     "Mark",
     "application",
+    "application_name",
     "is_ours",
+    "num_wanted",
     "read_mark",
     "read_record",
     "read_replica_args",
-    "scaled",
     "serve_options",
     "with_application",
     "without_application",
@@ -33,8 +32,6 @@ __all__ = [
 DEPLOYMENT: Final = "model"
 ALL_HOSTS: Final = "0.0.0.0"  # noqa: S104 - Ray's default: callers are on other machines
 IMPORT_PATH: Final = "modelkit.deploy.ray_serve.replica:build"
-# No deployment can be called so: a DNS label has no dot.
-CANARY_SUFFIX: Final = ".canary"
 
 # How long idle replicas stay; longer than a short pause between two bursts, shorter than anybody's lunch.
 _DOWNSCALE_DELAY_S: Final = 60.0
@@ -69,14 +66,35 @@ class Mark:
 
 
 def serve_options(
-    *, grpc_port: int = 9000, http_port: int = 8000, http_host: str = ALL_HOSTS, every_node: bool = True
+    *,
+    grpc_port: int = 9000,
+    http_port: int = 8000,
+    http_host: str = ALL_HOSTS,
+    every_node: bool = True,
+    replica_ports: range | None = None,
 ) -> dict[str, Any]:
-    """Return the options that Serve takes once, when it first starts on a cluster: a later change is ignored."""
+    """Return the options that Serve takes once, when it first starts on a cluster: a later change is ignored.
+
+    `replica_ports` are for the replicas to answer at, half of them gRPC and half HTTP; Ray's own, 40000 and 30000 and
+    more, where none are given. Two clusters whose nodes are one machine must not share any: Ray opens them in such a way
+    that calls to one's replica reach the other's.
+    """
+    environment = _SERVE_ENV | (_port_variables(replica_ports) if replica_ports else {})
     return {
         "proxy_location": "EveryNode" if every_node else "HeadOnly",
         "http_options": {"host": http_host, "port": http_port},
         "grpc_options": {"port": grpc_port, "grpc_servicer_functions": [SERVICER_FUNCTION]},
-        "controller_options": {"runtime_env": {"env_vars": dict(_SERVE_ENV)}},
+        "controller_options": {"runtime_env": {"env_vars": environment}},
+    }
+
+
+def _port_variables(ports: range) -> dict[str, str]:
+    middle = ports.start + len(ports) // 2
+    return {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(middle - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(middle),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.stop - 1),
     }
 
 
@@ -85,11 +103,18 @@ def application(
     *,
     public_host: str = ALL_HOSTS,
     canary_percent: int | None = None,
+    there: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the application for a record; with `canary_percent` the canary beside it."""
+    """Return the application for a record; with `canary_percent` the canary beside it.
+
+    `there` is what the cluster says of the application of that name, where it has one: as many replicas as it has now,
+    within the new bounds, is where autoscaling goes on from.
+    """
     spec = record.spec
-    name = spec.name + (CANARY_SUFFIX if canary_percent is not None else "")
+    name = application_name(spec.name, is_canary=canary_percent is not None)
     config = spec.parsed_config()
+    # A record of its own, so that a node of an older modelkit can read what a newer one has written.
+    args = {"spec": Record(spec.of_replica()).to_json(), "public_host": public_host}
     user_config: dict[str, Any] = {"record": record.to_json()}
     if canary_percent is not None:
         user_config[Mark.KEY] = canary_percent
@@ -97,12 +122,12 @@ def application(
         "name": name,
         "route_prefix": f"/{name}",
         "import_path": IMPORT_PATH,
-        "args": {"spec": json.dumps(_replica_spec(spec), sort_keys=True), "public_host": public_host},
+        "args": args,
         "runtime_env": {"env_vars": dict(_SERVE_ENV)},
         "deployments": [
             {
                 "name": DEPLOYMENT,
-                **_scaling(config),
+                **_scaling(config, initial=_initial_replicas(config, args, there)),
                 "max_ongoing_requests": config.server.max_concurrency,
                 "max_queued_requests": max(1, config.server.max_queue),
                 "graceful_shutdown_timeout_s": max(config.server.drain_timeout_s, _STOP_POLL_S),
@@ -119,27 +144,42 @@ def application(
     }
 
 
-def _replica_spec(spec: DeploymentSpec) -> dict[str, Any]:
-    """Return what the replica has to know: nothing that may change while it runs."""
-    config = {key: value for key, value in spec.config.items() if key != "deployment"}
-    return asdict(replace(spec, config=config))
+def application_name(name: str, *, is_canary: bool = False) -> str:
+    """Return what the application of a deployment, or of its canary, is called."""
+    return name + CANARY_SUFFIX if is_canary else name
 
 
 def read_replica_args(args: Mapping[str, Any]) -> tuple[DeploymentSpec, str]:
     """Return what `application` has written for the replica: its specification, and the host it is called by."""
-    content = json.loads(args["spec"])
-    return DeploymentSpec(**{**content, "overrides": tuple(content["overrides"])}), args["public_host"]
+    return Record.from_json(args["spec"]).spec, args["public_host"]
 
 
-def _scaling(config: Config) -> dict[str, Any]:
+def _initial_replicas(config: Config, args: Mapping[str, Any], there: Mapping[str, Any] | None) -> int | None:
+    """Return how many replicas a version starts with; None for as many as there are, where none of them is replaced.
+
+    Ray goes back to this number whenever anything of a deployment changes.
+    """
+    if there is not None and (there.get("deployed_app_config") or {}).get("args") == args:
+        return None
+    wanted = config.deployment
+    # At least one, so that a version that cannot start is seen when it is deployed, not by the first who calls it.
+    return min(max(1, wanted.min_replicas, num_wanted(there)), wanted.max_replicas)
+
+
+def num_wanted(there: Mapping[str, Any] | None) -> int:
+    """Return how many replicas the cluster aims at for an application."""
+    deployment = ((there or {}).get("deployments") or {}).get(DEPLOYMENT) or {}
+    return int(deployment.get("target_num_replicas") or 0)
+
+
+def _scaling(config: Config, *, initial: int | None) -> dict[str, Any]:
     wanted = config.deployment
     if wanted.min_replicas == wanted.max_replicas and wanted.min_replicas > 0:
         return {"num_replicas": wanted.min_replicas}
     return {
         "autoscaling_config": {
             "min_replicas": wanted.min_replicas,
-            # So that a version that cannot start is seen when it is deployed, not by the first who calls it.
-            "initial_replicas": max(1, wanted.min_replicas),
+            **({} if initial is None else {"initial_replicas": initial}),
             "max_replicas": wanted.max_replicas,
             "target_ongoing_requests": wanted.target_concurrency,
             "upscale_delay_s": _UPSCALE_DELAY_S,
@@ -181,26 +221,28 @@ def is_ours(app: Mapping[str, Any]) -> bool:
 
 
 def read_record(app: Mapping[str, Any]) -> Record:
-    """Return the record of an application of ours. Raises ValueError, KeyError or TypeError for a damaged one."""
-    return Record.from_json(_user_config(app)["record"])
+    """Return the record of an application of ours; for one that cannot be read, one that says no more than the name."""
+    name = str(app.get("name") or "").removesuffix(CANARY_SUFFIX)
+    record = Record.read(_user_config(app).get("record", ""), name)
+    try:
+        record.spec.parsed_config()
+    except ValueError:  # a newer modelkit knows more keys
+        return Record.unreadable(name)
+    return record
 
 
 def read_mark(app: Mapping[str, Any]) -> int:
     """Return the share of the calls that a canary gets, in percent."""
-    return int(_user_config(app).get(Mark.KEY, 0))
+    percent = _user_config(app).get(Mark.KEY)
+    return percent if isinstance(percent, int) else 0
 
 
 def _user_config(app: Mapping[str, Any]) -> Mapping[str, Any]:
-    user_config: Mapping[str, Any] = app["deployments"][0]["user_config"]
-    return user_config
-
-
-def scaled(record: Record, min_replicas: int, max_replicas: int) -> Record:
-    """Return the record with other bounds."""
-    config = dict(record.spec.config)
-    deployment = dict(config.get("deployment") or {})
-    deployment |= {"min_replicas": min_replicas, "max_replicas": max_replicas}
-    return Record(replace(record.spec, config={**config, "deployment": deployment}), record.history)
+    try:
+        user_config = app["deployments"][0]["user_config"]
+    except (KeyError, IndexError, TypeError):
+        return {}
+    return user_config if isinstance(user_config, Mapping) else {}
 
 
 # ----------------------------------------------------------------------------------------------- read, change, write

@@ -19,7 +19,8 @@ from modelkit.deploy.ray_serve.calls import Call, serve_stream, serve_unary
 from modelkit.deploy.ray_serve.content import open_content
 from modelkit.deploy.ray_serve.forward import Forwarder
 from modelkit.deploy.ray_serve.manifest import DEPLOYMENT, read_replica_args
-from modelkit.deploy.ray_serve.secrets import find_secret, give_secrets
+from modelkit.deploy.ray_serve.secrets import SECRETS_DIR_ENV, find_secret, give_secrets
+from modelkit.deploy.record import DeploymentSpec
 from modelkit.errors import LoadError
 from modelkit.inference.v1 import inference_pb2 as pb
 from modelkit.server import LIVENESS, SERVICE_NAME, Predictor
@@ -60,9 +61,9 @@ class Replica:
         self._log_to_stderr(content.folder)
         _log.info("starting %s %s with modelkit %s", spec.model_id, spec.version, __version__)
         config = content.config
-        for name in give_secrets(config):
-            _log.warning("the secret %s is not set on this node", name)
-        self._key = _api_key(spec.api_key_env)
+        _give_secrets(spec)
+        # Without it anyone could call the model; it is there, for it is one of the secrets.
+        self._key = ApiKey(find_secret(spec.api_key_env) or "") if spec.api_key_env else None
         model = await asyncio.to_thread(
             open_model,
             content.folder,
@@ -210,14 +211,11 @@ class Replica:
         configure_logging(logging.getLevelNamesMapping().get(level, logging.INFO), author_dir=folder)
 
 
-def _api_key(name: str | None) -> ApiKey | None:
-    """Return the key that callers have to give. Raises LoadError where this node does not have it."""
-    if name is None:
-        return None
-    key = find_secret(name)
-    if not key:
+def _give_secrets(spec: DeploymentSpec) -> None:
+    """Put the secrets into the environment. Raises LoadError where this node lacks one that is needed."""
+    missing = give_secrets(spec.variables())
+    if missing:
         raise LoadError(
-            f"the API key in {name} is not set on this node, and without it anyone could call the model",
-            cure=f"start Ray with {name} in its environment, or put it into a file of that name in MODELKIT_SECRETS_DIR",
+            f"this node does not have {', '.join(missing)}, which {spec.model_id} needs",
+            cure=f"start Ray with it in its environment, or put it into a file of that name in {SECRETS_DIR_ENV}",
         )
-    return ApiKey(key)

@@ -6,43 +6,33 @@ They never go through Ray, whose dashboard shows every argument and environment 
 import os
 from pathlib import Path
 
-from modelkit.checkpoints.lock import named_checkpoints
-from modelkit.config import Config
+from modelkit.deploy.record import Variables
 
-__all__ = ["SECRETS_DIR_ENV", "find_secret", "give_secrets", "secret_names"]
+__all__ = ["SECRETS_DIR_ENV", "find_secret", "give_secrets"]
 
 # A folder with one file per secret, named like the variable: what Kubernetes and systemd mount.
 SECRETS_DIR_ENV = "MODELKIT_SECRETS_DIR"
 
 
 def find_secret(name: str) -> str | None:
-    """Return a secret's value by the name of its variable, None where this node has none."""
-    value = os.environ.get(name)
+    """Return a secret's value by the name of its variable, None where this node has none.
+
+    A file goes before the environment, which is as old as the node: a key that was changed is in the file.
+    """
     folder = os.environ.get(SECRETS_DIR_ENV)
-    if not value and folder:
-        try:
-            value = Path(folder, name).read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-    return value or None
+    value = _read(Path(folder, name)) if folder else None
+    return value or os.environ.get(name) or None
 
 
-def give_secrets(config: Config) -> list[str]:
-    """Put every secret that the config names into this process's environment; return those that the node lacks."""
-    missing = []
-    for name in secret_names(config):
-        value = find_secret(name)
-        if value is None:
-            missing.append(name)
-        else:
-            os.environ[name] = value
-    return missing
+def give_secrets(variables: Variables) -> list[str]:
+    """Put every secret that a replica needs into this process's environment; return the needed ones that the node lacks."""
+    found = {name: value for name in variables.all if (value := find_secret(name))}
+    os.environ.update(found)
+    return [name for name in variables.needed if name not in found]
 
 
-def secret_names(config: Config) -> list[str]:
-    """Return the variables of all secrets that a replica needs by its config, each once."""
-    names = [secret.env_var for secret in config.secrets]
-    names += [each.token_env for each in named_checkpoints(config.checkpoints).values() if each.token_env]
-    if config.engine is not None and config.engine.api_key_env:
-        names.append(config.engine.api_key_env)
-    return list(dict.fromkeys(names))
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

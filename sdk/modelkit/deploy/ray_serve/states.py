@@ -5,10 +5,11 @@ from typing import Any, Final
 
 from modelkit.computes import Endpoint
 from modelkit.deploy.base import DeploymentState, Replica, ReplicaState, Status
-from modelkit.deploy.ray_serve.manifest import DEPLOYMENT, read_mark, read_record
-from modelkit.deploy.record import Record
+from modelkit.deploy.ray_serve.manifest import DEPLOYMENT, num_wanted, read_mark, read_record
 
-__all__ = ["read_status"]
+__all__ = ["explain", "read_status", "reason_of"]
+
+_UNREADABLE: Final = "its record cannot be read; a newer modelkit may have written it"
 
 _REPLICA_STATES: Final[Mapping[str, ReplicaState]] = {
     "STARTING": "starting",
@@ -34,25 +35,34 @@ def read_status(
     canary: Mapping[str, Any] | None,
     endpoint: Endpoint | None,
 ) -> Status:
-    """Return the status of an application from what the cluster says of it and of its canary."""
+    """Return the status of an application from what the cluster says of it and of its canary. Never raises."""
     record = read_record(details["deployed_app_config"])
     deployment: Mapping[str, Any] = (details.get("deployments") or {}).get(DEPLOYMENT) or {}
     bounds = record.spec.parsed_config().deployment
-    replicas = tuple(_replica(each, record) for each in deployment.get("replicas") or ())
+    replicas = _replicas(details)
     canary_config = canary["deployed_app_config"] if canary else None
     return Status(
         name=name,
         record=record,
         state=_state(details, deployment, replicas),
         replicas=replicas,
-        num_wanted=int(deployment.get("target_num_replicas") or 0),
+        num_wanted=num_wanted(details),
         min_replicas=bounds.min_replicas,
         max_replicas=bounds.max_replicas,
-        reason=_reason(details, deployment),
+        reason=reason_of(details) if record.is_readable else _UNREADABLE,
         endpoint=endpoint,
         canary=read_record(canary_config).spec if canary_config else None,
         canary_percent=read_mark(canary_config) if canary_config else 0,
+        canary_replicas=_replicas(canary) if canary else (),
     )
+
+
+def _replicas(details: Mapping[str, Any]) -> tuple[Replica, ...]:
+    deployment = (details.get("deployments") or {}).get(DEPLOYMENT) or {}
+    version = read_record(details["deployed_app_config"]).spec.version
+    # Ray does not say which version a replica runs: they run that of the record once all is done.
+    is_done = details.get("status") == "RUNNING"
+    return tuple(_replica(each, version if is_done else "") for each in deployment.get("replicas") or ())
 
 
 def _state(
@@ -67,21 +77,21 @@ def _state(
     return state
 
 
-def _replica(details: Mapping[str, Any], record: Record) -> Replica:
+def _replica(details: Mapping[str, Any], version: str) -> Replica:
     state = _REPLICA_STATES.get(str(details.get("state")), "starting")
     return Replica(
         name=str(details.get("replica_id", "")),
         state=state,
-        # Ray does not say which version a replica runs; when all is done, they run that of the record.
-        version=record.spec.version if state == "ready" else "",
+        version=version if state == "ready" else "",
         node=str(details.get("node_ip") or ""),
     )
 
 
-def _reason(details: Mapping[str, Any], deployment: Mapping[str, Any]) -> str:
-    """Return what Ray says, without the noise: the last line of a traceback is the error."""
+def reason_of(details: Mapping[str, Any]) -> str:
+    """Return what Ray says of an application that does not run, without the noise."""
     if details.get("status") == "RUNNING":
         return ""
+    deployment = (details.get("deployments") or {}).get(DEPLOYMENT) or {}
     said = str(deployment.get("message") or details.get("message") or "").strip()
     if not said:
         return ""

@@ -9,7 +9,7 @@ import pytest
 from modelkit.computes import Compute
 from modelkit.config import Config
 from modelkit.deploy import DeploymentSpec, Origin, Record, open_deployer
-from modelkit.deploy.docker.replica import drain_timeout_s, missing_options, variables_of
+from modelkit.deploy.docker.replica import drain_timeout_s, missing_options
 from modelkit.deploy.docker.state import State
 from modelkit.errors import UsageError
 
@@ -56,14 +56,8 @@ def test_a_replica_with_everything(snapshot, monkeypatch):
     assert "swordfish" not in text
 
 
-def test_variables_that_are_needed_and_those_that_may_be_missing():
-    found = variables_of(spec(api_key_env="CHAT_KEY", **FULL))
-    assert found.needed == ("SEARCH_KEY", "CHAT_KEY")
-    assert found.optional == ("UPSTREAM_KEY", "HF_TOKEN")
-
-
 def test_an_image_that_knows_a_setting_is_not_told_again():
-    found = spec(overrides=("a=1", "b=2"), environment="prod", api_key_env="KEY")
+    found = spec(overrides=("a=1", "b=2", "deployment.min_replicas=3"), environment="prod", api_key_env="KEY")
     entrypoint = ["modelkit", "serve", "/app", "--env", "prod", "--set", "b=2"]
     assert missing_options(found, entrypoint) == ["--set", "a=1", "--api-key-env", "KEY"]
 
@@ -71,14 +65,21 @@ def test_an_image_that_knows_a_setting_is_not_told_again():
 def test_another_number_of_replicas_is_the_same_revision():
     one, two = (State(record=Record(spec(deployment={"min_replicas": number}))) for number in (1, 2))
     assert one.revision == two.revision
+    assert State(record=Record(spec(overrides=("deployment.min_replicas=2",)))).revision == one.revision
+    assert State(record=Record(spec(overrides=("server.max_queue=2",)))).revision != one.revision
     assert replace(one, roll=1).revision != one.revision
     assert State(record=Record(spec(server={"max_queue": 5}))).revision != one.revision
 
 
 def test_labels_tell_the_whole_state():
-    state = State(record=Record(spec(**FULL), (spec(),)), number=4, roll=1, is_settled=True)
+    state = State(
+        record=Record(spec(**FULL), (spec(),)),
+        number=4,
+        roll=1,
+        is_complete=True,
+        proven=frozenset({"a1", "b2"}),
+    )
     assert State.of(json.loads(json.dumps(state.labels()))) == state
-    assert State.of({**state.labels(), "modelkit.deployment.record": "{"}) is None
     assert State.of({}) is None
 
 

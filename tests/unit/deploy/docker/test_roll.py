@@ -38,7 +38,7 @@ class Simulation:
                 self._set(each, "ready")
         steps = next_steps(list(self.containers.values()), self.num_replicas, self.surge)
         for each in steps.start:
-            holders = [other for other in self.containers.values() if other.holds_gpus]
+            holders = [other for other in self.containers.values() if other.runs]
             assert not any(set(each.gpus) & set(other.gpus) for other in holders)
             self._set(each, "starting")
         for each in steps.drain:
@@ -129,6 +129,13 @@ def test_fewer_replicas_end_those_with_the_highest_numbers():
     containers = [seen(number, "ready") for number in (1, 2, 3)]
     steps = next_steps(containers, 1, Surge.of(1, 100))
     assert [each.number for each in steps.drain] == [2, 3]
+
+
+def test_one_too_many_that_has_failed_is_ended_and_condemns_nothing():
+    """Scaled up, one did not come up, scaled down again."""
+    steps = next_steps([seen(1, "ready"), seen(2, "failed")], 1, Surge.of(1, 100))
+    assert not steps.has_failed
+    assert [each.number for each in steps.drain] == [2]
 
 
 def test_a_roll_is_done_when_the_old_ones_have_ended():

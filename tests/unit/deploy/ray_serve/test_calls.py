@@ -114,9 +114,9 @@ async def test_the_deadline_comes_from_the_metadata():
     async def answer(call):
         seen.append(call.time_remaining())
 
-    await serve_unary(RayContext(x_request_timeout="5"), answer, None)
-    await serve_unary(RayContext(x_request_timeout="soon"), answer, None)
-    await serve_unary(RayContext(x_request_timeout="inf"), answer, None)
+    await serve_unary(RayContext(x_modelkit_timeout_ms="5000"), answer, None)
+    await serve_unary(RayContext(x_modelkit_timeout_ms="soon"), answer, None)
+    await serve_unary(RayContext(x_modelkit_timeout_ms="inf"), answer, None)
     await serve_unary(RayContext(), answer, None)
     assert 4 < seen[0] <= 5
     assert seen[1:] == [None, None, None]
@@ -124,7 +124,7 @@ async def test_the_deadline_comes_from_the_metadata():
 
 @pytest.mark.parametrize("kind", ["unary", "stream"])
 async def test_a_late_answer_is_a_status(kind):
-    context = RayContext(x_request_timeout="0.05")
+    context = RayContext(x_modelkit_timeout_ms="50")
 
     async def answer(_):
         await asyncio.sleep(60)

@@ -4,7 +4,8 @@ import os
 
 from modelkit.config import Config
 from modelkit.deploy.ray_serve.content import package_uri, split_package
-from modelkit.deploy.ray_serve.secrets import find_secret, give_secrets, secret_names
+from modelkit.deploy.ray_serve.secrets import find_secret, give_secrets
+from modelkit.deploy.record import DeploymentSpec
 
 
 def test_the_name_of_a_package_is_that_of_its_content(tmp_path):
@@ -26,7 +27,9 @@ def test_secrets_come_from_the_environment_or_from_files(tmp_path, monkeypatch):
     monkeypatch.setenv("FROM_BOTH", "in the environment")
     monkeypatch.delenv("FROM_FILE", raising=False)
     assert find_secret("FROM_FILE") == "in the file"
-    assert find_secret("FROM_BOTH") == "in the environment"
+    monkeypatch.setenv("FROM_ENV", "in the environment")
+    assert find_secret("FROM_BOTH") == "in the file"  # a key that was changed since the node has started
+    assert find_secret("FROM_ENV") == "in the environment"
     assert find_secret("NOWHERE") is None
 
 
@@ -43,6 +46,13 @@ def test_all_secrets_of_a_config_are_given_and_the_missing_told(tmp_path, monkey
     monkeypatch.setenv("MODELKIT_SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("UPSTREAM_KEY", "u")
     monkeypatch.setenv("HUB_TOKEN", "")
-    assert secret_names(config) == ["HUB_TOKEN", "ABSENT", "UPSTREAM_KEY"]
-    assert give_secrets(config) == ["ABSENT"]
+    spec = DeploymentSpec(
+        name="m",
+        model_id="m",
+        version="v1",
+        digest="1",
+        config=config.model_dump(mode="json"),
+        api_key_env="KEY",
+    )
+    assert give_secrets(spec.variables()) == ["ABSENT", "KEY"]
     assert os.environ["HUB_TOKEN"] == "t"

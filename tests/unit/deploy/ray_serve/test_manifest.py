@@ -1,6 +1,8 @@
 """What Ray Serve is told, from what config.yaml says."""
 
 import json
+import socket
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,13 +16,12 @@ from modelkit.deploy.ray_serve.manifest import (
     read_mark,
     read_record,
     read_replica_args,
-    scaled,
     serve_options,
     with_application,
     without_application,
 )
+from modelkit.deploy.ray_serve.ports import free_block
 from modelkit.deploy.record import DeploymentSpec, Record
-from modelkit.errors import ModelkitError
 
 
 def spec_of(**sections):
@@ -123,7 +124,7 @@ def test_every_known_card_has_a_name_on_ray():
 
 def test_scaling_leaves_the_replicas_arguments_as_they_are():
     record = Record(spec_of())
-    wider = scaled(record, 2, 5)
+    wider = record.scaled(2, 5)
     bounds = wider.spec.parsed_config().deployment
     assert (bounds.min_replicas, bounds.max_replicas) == (2, 5)
     before, after = application(record), application(wider)
@@ -169,6 +170,66 @@ def test_no_value_of_a_secret_is_sent(monkeypatch):
     assert "the-value" not in json.dumps(app)
 
 
-def test_a_record_of_something_else_is_an_error():
-    with pytest.raises((ValueError, KeyError, TypeError, ModelkitError)):
-        read_record({"deployments": [{"user_config": {"record": "{}"}}]})
+@pytest.mark.parametrize(
+    "deployments",
+    [
+        None,
+        [],
+        [{"user_config": None}],
+        [{"user_config": {"record": 3}}],
+        [{"user_config": {"record": "{}"}}],
+        [{"user_config": {"record": Record(replace(spec_of(), config={"newer": 1})).to_json()}}],
+    ],
+)
+def test_a_record_of_something_else_says_no_more_than_the_name(deployments):
+    record = read_record({"name": "chat.canary", "deployments": deployments})
+    assert not record.is_readable
+    assert record.spec.name == "chat"
+    assert read_mark({"deployments": deployments}) == 0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "num_wanted", "initial"),
+    [((1, 8), 8, 8), ((0, 8), 0, 1), ((1, 4), 8, 4), ((3, 8), 2, 3)],
+)
+def test_a_new_version_starts_with_as_many_replicas_as_there_are(bounds, num_wanted, initial):
+    """Ray goes back to `initial_replicas` with every change: 8 replicas under load would become one."""
+    low, high = bounds
+    old = application(Record(spec_of()))
+    there = {"deployed_app_config": old, "deployments": {"model": {"target_num_replicas": num_wanted}}}
+    wanted = Record(spec_of(engine={"name": "echo"}).scaled(low, high))
+    scaling = application(wanted, there=there)["deployments"][0]["autoscaling_config"]
+    assert scaling["initial_replicas"] == initial
+
+
+@pytest.mark.parametrize("num_wanted", [0, 8])
+def test_scaling_goes_on_with_what_runs(num_wanted):
+    record = Record(spec_of().scaled(0, 8))
+    there = {
+        "deployed_app_config": application(record),
+        "deployments": {"model": {"target_num_replicas": num_wanted}},
+    }
+    scaling = application(record.scaled(0, 10), there=there)["deployments"][0]["autoscaling_config"]
+    assert scaling["max_replicas"] == 10
+    assert "initial_replicas" not in scaling
+
+
+def test_two_clusters_of_one_machine_have_ports_of_their_own():
+    variables = serve_options(replica_ports=range(20000, 20200))["controller_options"]["runtime_env"][
+        "env_vars"
+    ]
+    ports = {key.removeprefix("RAY_SERVE_DIRECT_INGRESS_"): value for key, value in variables.items()}
+    assert (ports["MIN_GRPC_PORT"], ports["MAX_GRPC_PORT"]) == ("20000", "20099")
+    assert (ports["MIN_HTTP_PORT"], ports["MAX_HTTP_PORT"]) == ("20100", "20199")
+    block = free_block(100)
+    assert len(block) == 100
+    with socket.create_server(("127.0.0.1", block[50])):
+        assert not any(set(free_block(100)) & {block[50]} for _ in range(50))
+
+
+def test_a_node_of_an_older_modelkit_reads_what_a_newer_one_has_written():
+    args = application(Record(spec_of()))["args"]
+    content = json.loads(args["spec"])
+    content["spec"]["newer"] = 1
+    got, _ = read_replica_args({**args, "spec": json.dumps(content)})
+    assert got.name == "chat"

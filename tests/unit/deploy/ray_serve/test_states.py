@@ -67,9 +67,27 @@ def test_what_ray_says_is_the_reason_while_something_is_wrong():
 
 
 def test_a_canary_is_told_with_its_share():
-    canary = {"deployed_app_config": application(RECORD, canary_percent=10)}
+    canary = {
+        "status": "RUNNING",
+        "deployed_app_config": application(RECORD, canary_percent=10),
+        "deployments": {"model": {"replicas": [{"replica_id": "c", "state": "RUNNING"}]}},
+    }
     status = status_of("RUNNING", "RUNNING", canary=canary)
     assert (status.canary, status.canary_percent) == (RECORD.spec, 10)
+    assert [each.state for each in status.canary_replicas] == ["ready"]
+    assert len(status.replicas) == 1
+
+
+def test_replicas_are_of_a_version_once_all_is_done():
+    assert [each.version for each in status_of("RUNNING", "RUNNING", "STOPPING").replicas] == ["v1", ""]
+    assert [each.version for each in status_of("DEPLOYING", "RUNNING", "STARTING").replicas] == ["", ""]
+
+
+def test_one_whose_record_cannot_be_read_is_told_by_what_runs():
+    app = {"name": "chat", "deployments": [{"user_config": {"record": None}}]}
+    status = read_status("chat", {"status": "RUNNING", "deployed_app_config": app}, None, None)
+    assert (status.name, status.state, status.record.is_readable) == ("chat", "idle", False)
+    assert "newer modelkit" in status.reason
 
 
 def test_the_gist_of_a_traceback_is_its_error():
