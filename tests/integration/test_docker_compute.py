@@ -26,7 +26,7 @@ from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
 from modelkit.deploy.docker.deliver import image_tag
-from modelkit.errors import CallError, DeployError, UnknownDeploymentError, UsageError
+from modelkit.errors import CallError, DeployError, UnavailableError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
 from modelkit.versions.names import open_version, version_reference
 
@@ -441,6 +441,13 @@ def test_two_deployments_side_by_side_do_not_disturb_each_other(host, name):
             assert [each for each in names if each in {name, other}] == [name, other]
             with Client(f"modelkit://box/{name}") as a, Client(f"modelkit://box/{other}") as b:
                 assert (a.methods.version(), b.methods.version()) == ("v1", "v2")
+            # As if the other one had been given the port of a replica of this one that has ended.
+            target = deployer.status(other).endpoint.routes[0].targets[0]
+            with (
+                Client(target, headers={"x-modelkit-deployment": name}) as client,
+                pytest.raises(UnavailableError, match=f"no replica of {name} is here any more"),
+            ):
+                client.methods.version()
             deployer.delete(other)
             with Client(f"modelkit://box/{name}") as client:
                 assert client.methods.version() == "v1"
