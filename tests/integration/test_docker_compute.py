@@ -26,7 +26,7 @@ from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
 from modelkit.deploy.docker.deliver import image_tag
-from modelkit.errors import CallError, DeployError, UnknownDeploymentError, UsageError
+from modelkit.errors import CallError, DeployError, UnavailableError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
 from modelkit.versions.names import open_version, version_reference
 
@@ -441,6 +441,13 @@ def test_two_deployments_side_by_side_do_not_disturb_each_other(host, name):
             assert [each for each in names if each in {name, other}] == [name, other]
             with Client(f"modelkit://box/{name}") as a, Client(f"modelkit://box/{other}") as b:
                 assert (a.methods.version(), b.methods.version()) == ("v1", "v2")
+            # As if the other one had been given the port of a replica of this one that has ended.
+            target = deployer.status(other).endpoint.routes[0].targets[0]
+            with (
+                Client(target, headers={"x-modelkit-deployment": name}) as client,
+                pytest.raises(UnavailableError, match=f"no replica of {name} is here any more"),
+            ):
+                client.methods.version()
             deployer.delete(other)
             with Client(f"modelkit://box/{name}") as client:
                 assert client.methods.version() == "v1"
@@ -485,12 +492,19 @@ def test_a_stop_that_was_cut_off_is_gone_on_with(host, name):
 
 def test_images_of_versions_that_cannot_come_back_are_untagged(host, name):
     with host.deployer() as deployer:
-        first = host.put(deployer, host.spec(name, "v1"))
-        for tag in (host.spec(name, "v1"), host.spec(name, "v2"), host.spec(name, "v3")):
-            host.docker("tag", tag.artifact, image_tag(tag))
-        host.put(deployer, host.spec(name, "v2"), first.record)
-        tags = host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"modelkit/{name}").split()
-        assert sorted(tags) == sorted(map(image_tag, (host.spec(name, "v1"), host.spec(name, "v2"))))
+        specs = [host.spec(name, version) for version in ("v1", "v2", "v3")]
+        deployer.apply(Record(specs[0]))
+        for spec in specs:
+            host.docker("tag", spec.artifact, image_tag(spec))
+
+        def tags():
+            form = "{{.Repository}}:{{.Tag}}"
+            return sorted(host.docker("image", "ls", "--format", form, f"modelkit/{name}").split())
+
+        first = until(deployer, name, lambda status: status.state == "running")
+        assert tags() == sorted(map(image_tag, specs))  # brought meanwhile: one of them may be deployed next
+        host.put(deployer, specs[1], first.record)
+        assert tags() == sorted(map(image_tag, specs[:2]))
         deployer.delete(name)
         assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 from modelkit.computes.docker_api import DEPLOYMENT, REPLICA, REVISION, DockerHost, is_draining, ready_ones
@@ -106,7 +107,7 @@ def end(host: DockerHost, container: Mapping[str, Any], timeout_s: int) -> None:
 def untag(host: DockerHost, name: str, kept: Sequence[DeploymentSpec] = ()) -> None:
     """Remove the names of the images that were made for a deployment, but for those that may be put back.
 
-    What no other image or container uses goes with them.
+    What no other image or container uses goes with them; what a container still uses keeps its name until the next time.
     """
     import docker.errors
 
@@ -114,8 +115,11 @@ def untag(host: DockerHost, name: str, kept: Sequence[DeploymentSpec] = ()) -> N
         for image in host.client.images.list(name=image_prefix(name)):
             for tag in image.tags:
                 if tag.startswith(f"{image_prefix(name)}:") and tag not in map(image_tag, kept):
-                    with suppress(docker.errors.ImageNotFound):
+                    try:
                         host.client.api.remove_image(tag)
+                    except docker.errors.APIError as error:
+                        if error.status_code not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+                            raise
 
 
 def takes_calls(host: DockerHost, container: Mapping[str, Any]) -> bool:

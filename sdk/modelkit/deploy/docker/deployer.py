@@ -205,6 +205,8 @@ class DockerDeployer:
             for identity in made:
                 remove(host, identity)
             raise
+        # Here and not once it is complete: by then somebody may have brought the image of the next change.
+        untag(host, name, (record.spec, *record.history))
         self._step(host, state)
 
     def status(self, name: str) -> Status:
@@ -308,7 +310,6 @@ class DockerDeployer:
             in_place = [each.id for each in view.seen if each.is_new and each.phase == "ready"]
             with suppress(DeployError):  # somebody else has written it
                 write_state(host, state.completed(in_place))
-                untag(host, state.name, (state.record.spec, *state.record.history))
         return view, steps
 
     def _drain(self, host: DockerHost, seen: Seen, timeout_s: int) -> None:
