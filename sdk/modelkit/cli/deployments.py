@@ -135,7 +135,7 @@ def _progress(status: "Status") -> str:
 
     why = list(reasons(status))
     text = f"{status.name} {status.record.spec.version}: {status.num_ready} of {status.num_wanted} ready"
-    return f"{text}, {'; '.join(why[:2])}" if why else text
+    return f"{text}, {status.record.spec.masked('; '.join(why[:2]))}" if why else text
 
 
 def show_failure(error: "FailedRolloutError") -> None:

@@ -29,7 +29,7 @@ def _text(compute: "Compute", status: "Status") -> str:
     spec = status.record.spec
     lines = [
         f"{compute.name}/{status.name}  {spec.model_id} {spec.version} ({spec.digest[:19]})",
-        f"  state      {status.state}{f': {status.reason}' if status.reason else ''}",
+        f"  state      {status.state}{f': {spec.masked(status.reason)}' if status.reason else ''}",
         f"  replicas   {replicas_text(status)} ready",
         f"  URL        modelkit://{compute.name}/{status.name}",
     ]
@@ -44,7 +44,7 @@ def _text(compute: "Compute", status: "Status") -> str:
     if status.replicas:
         rows = [("replica", "version", "state", "restarts", "node", "why")]
         rows += [
-            (each.name, each.version, each.state, str(each.num_restarts), each.node, each.reason)
+            (each.name, each.version, each.state, str(each.num_restarts), each.node, spec.masked(each.reason))
             for each in status.replicas
         ]
         lines += ["", table(rows)]

@@ -36,8 +36,7 @@ def _tolerant(stream: io.TextIOWrapper) -> io.TextIOWrapper:
         io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        line_buffering=True,  # whoever follows the log sees what a model prints when it prints it
     )
 
 

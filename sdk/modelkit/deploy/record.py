@@ -5,6 +5,7 @@ compute can see, scale and roll back a deployment, from any machine. It holds na
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = ["MAX_HISTORY", "DeploymentSpec", "Record", "Variables", "without_scal
 
 MAX_HISTORY = 10
 
+_MIN_SECRET_CHARACTERS = 8  # a shorter one would be found by chance
 _SCALING = "deployment"  # the section of config.yaml that no replica needs to know
 
 
@@ -88,6 +90,14 @@ class DeploymentSpec:
         optional += [config.engine.api_key_env] if config.engine is not None else []
         names = dict.fromkeys(name for name in optional if name and name not in needed)
         return Variables(tuple(dict.fromkeys(needed)), tuple(names))
+
+    def masked(self, text: str) -> str:
+        """Return a text, such as a line of a replica's log, without the values of the secrets that are known here."""
+        values = {os.environ.get(name, "") for name in self.variables().all}
+        for value in sorted(values, key=len, reverse=True):
+            if len(value) >= _MIN_SECRET_CHARACTERS:
+                text = text.replace(value, "***")
+        return text
 
 
 def without_scaling(overrides: Sequence[str]) -> tuple[str, ...]:

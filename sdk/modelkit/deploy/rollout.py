@@ -56,10 +56,10 @@ class FailedRolloutError(DeployError):
     def __init__(
         self, spec: DeploymentSpec, reason: str, last_lines: tuple[LogLine, ...], serving: str
     ) -> None:
-        self.last_lines = last_lines
+        self.last_lines = tuple(replace(line, text=spec.masked(line.text)) for line in last_lines)
         self.serving = serving
         super().__init__(
-            f"{spec.name} {spec.version} did not come up: {reason}; {serving}",
+            f"{spec.name} {spec.version} did not come up: {spec.masked(reason)}; {serving}",
             cure="mend what the replica's last lines say; `modelkit serve --in-container` runs the same image here",
         )
 
@@ -200,7 +200,7 @@ def _put(
     deployer: Deployer, current: Record | None, spec: DeploymentSpec, on_status: OnStatus, *, timeout_s: float
 ) -> Status:
     """Apply a specification that was delivered, and wait for it; where it does not come up, put `current` back."""
-    record = Record(spec) if current is None or not current.is_readable else current.followed_by(spec)
+    record = _followed(deployer, current, spec)
     try:
         deployer.apply(record)
         return _wait(
@@ -223,6 +223,20 @@ def _put(
         lines = _last_lines(deployer, spec.name, _failing(deployer, spec))
         serving = _take_back(deployer, current, record, on_status, timeout_s=timeout_s)
         raise FailedRolloutError(spec, error.message, lines, serving) from error
+
+
+def _followed(deployer: Deployer, current: Record | None, spec: DeploymentSpec) -> Record:
+    """Return the record once `spec` is in place. What never answered is nothing that one would want back."""
+    if current is None or not current.is_readable:
+        return Record(spec)
+    status = deployer.status(spec.name)
+    answers = _is_up(status) or any(
+        each.state == "ready" and each.version in {"", current.spec.version} for each in status.replicas
+    )
+    followed = current.followed_by(spec)
+    if answers:
+        return followed
+    return Record(spec, tuple(each for each in followed.history if each != current.spec))
 
 
 def _wait(
@@ -356,6 +370,8 @@ def _take_back(
             with suppress(UnknownDeploymentError):
                 deployer.delete(name)
             return "nothing of it is left on the compute"
+        if not current.is_readable:
+            return "what was there before cannot be put back: this modelkit cannot read its record"
         deployer.apply(current)
         before = current.spec.version
         try:

@@ -107,3 +107,13 @@ def test_its_config_is_a_config_again():
     )
     parsed = spec(1, config=config.model_dump(mode="json")).parsed_config()
     assert parsed == config
+
+
+def test_secrets_that_a_replica_writes_are_masked(monkeypatch):
+    monkeypatch.setenv("KEY", "k-0123456789")
+    monkeypatch.setenv("SHORT", "ab")
+    config = {
+        "model": {"id": "chat"},
+        "secrets": [{"env_var": "KEY"}, {"env_var": "SHORT"}, {"env_var": "UNSET"}],
+    }
+    assert spec(1, config=config).masked("401 for k-0123456789, about") == "401 for ***, about"

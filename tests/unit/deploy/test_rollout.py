@@ -326,3 +326,19 @@ def test_bounds_that_cannot_be_change_nothing(bounds, message):
     with pytest.raises(UsageError, match=message):
         scale(compute, "chat", *bounds, lambda _: None, timeout_s=30)
     assert compute.records["chat"] == before
+
+
+def test_a_version_that_never_answered_is_not_what_one_comes_back_to():
+    compute = Computed(broken={"v2"})
+    put(compute, spec("v1"))
+    # Somebody has deployed v2, and has not waited for it.
+    compute.apply(compute.records["chat"].followed_by(spec("v2").delivered("artifact of v2")))
+    status = put(compute, spec("v3"))
+    assert [each.version for each in status.record.history] == ["v1"]
+
+
+def test_a_record_that_cannot_be_read_is_not_put_back():
+    compute = Computed(broken={"v2"})
+    compute.records["chat"] = Record.unreadable("chat")
+    with pytest.raises(FailedRolloutError, match="this modelkit cannot read its record"):
+        put(compute, spec("v2"))
