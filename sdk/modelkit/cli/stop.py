@@ -18,6 +18,11 @@ def command(
     """End a deployment; calls in progress may finish."""
     for deployment in deployments:
         compute, name = find(deployment)
-        with opened(compute) as deployer, console.status(f"stopping {name} on {compute.name}"):
-            deployer.delete(name)
+        title = f"stopping {name} on {compute.name}, whose calls may finish"
+        with opened(compute) as deployer, console.status(title):
+            try:
+                deployer.delete(name)
+            except KeyboardInterrupt:
+                console.info(f"no longer waiting; `modelkit stop {compute.name}/{name}` ends what is left")
+                raise
         console.success(f"{compute.name}/{name} is gone")
