@@ -120,7 +120,6 @@ class RayApi:
             "actor_id": actor_id,
             "suffix": "err",
             "lines": num_lines,
-            "format": "leading_1",
         }
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S) if follow else _TIMEOUT_S
         try:
@@ -208,19 +207,9 @@ class RayApi:
 
 
 def _chunks_to_lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Yield lines. Each part of Ray's log stream begins with a character that says whether it went well."""
     rest = b""
-    is_first = True
     for chunk in chunks:
-        piece = chunk
-        if is_first:
-            is_first = False
-            if piece[:1] == b"0":
-                raise DeployError(
-                    f"the log cannot be read: {piece[1:].decode(errors='replace').strip()[:_MAX_SAID_CHARS]}"
-                )
-            piece = piece.removeprefix(b"1")
-        *lines, rest = (rest + piece).split(b"\n")
+        *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.decode(errors="replace")
     if rest:
