@@ -333,7 +333,8 @@ def test_http_goes_through_the_same_replica(bench, probe):
     assert answer.status_code == 404
     assert "no such thing" in answer.text
     assert "modelkit serve" in httpx.get(f"{url}/").text
-    with httpx.stream("POST", f"{url}/v1/methods/generate", json={"count": 3}) as streamed:
+    events = {"Accept": "text/event-stream"}
+    with httpx.stream("POST", f"{url}/v1/methods/generate", json={"count": 3}, headers=events) as streamed:
         assert streamed.headers["content-type"].startswith("text/event-stream")
         assert "2 " in "".join(streamed.iter_text())
 
@@ -586,7 +587,7 @@ def test_too_many_waiting_calls_are_refused_and_may_come_again(fresh, bench):
             thread.join()
         assert failures
         assert {type(each) for each in failures} == {OverloadedError}
-        assert not any(each.executed for each in failures)
+        assert not any(each.executed for each in failures), [repr(each) for each in failures]
 
 
 def test_a_canary_gets_its_share_once_it_answers(fresh, bench, tmp_path):

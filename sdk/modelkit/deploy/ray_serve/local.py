@@ -71,7 +71,13 @@ def ensure_local_ray(on_line: LineSink) -> Compute:
         if state is not None and _runs(
             state
         ):  # it may run what others have deployed: whatever comes, it stays
-            _wait_until_ready(state, on_line)
+            try:
+                _wait_until_ready(state, on_line)
+            except DeployError as error:
+                raise DeployError(
+                    f"the Ray that runs on this machine does not answer as it should: {error.message}",
+                    cure=f"`modelkit compute remove {LOCAL_RAY}` ends it with all that it runs; the next try starts another",
+                ) from error
         else:
             if state is not None:  # it has crashed, or this machine was started anew
                 _end(state)
