@@ -142,7 +142,7 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
 
 
 def _is_rays(trailers: Iterable[tuple[str, Any]], message: str) -> bool:
-    return message == _RAY_BUSY or any(key == _RAY_KEY for key, _ in trailers)
+    return message.startswith(_RAY_BUSY) or any(key == _RAY_KEY for key, _ in trailers)
 
 
 def _build(kind: type[CallError], reason: str, message: str, **facts: Any) -> CallError:

@@ -191,3 +191,15 @@ def test_lines_of_a_log_and_a_log_that_cannot_be_read():
         with pytest.raises(DeployError, match="no such file"):
             list(api.log_lines("actor", num_lines=5))
         api.close()
+
+
+def test_actors_that_have_ended_are_told_with_when():
+    """Ray's state API does not say it, the dashboard's own list of actors does."""
+    actors = {"a": {"endTime": 5000}}
+    body = json.dumps(
+        {"data": {"result": {"result": [{"actor_id": "a"}, {"actor_id": "b"}]}, "actors": actors}}
+    )
+    with dashboard(200, body.encode()) as (address, _):
+        api = RayApi(Compute(name="gpus", kind="ray", address=address))
+        assert [each["end_time_ms"] for each in api.dead_actors("ServeReplica:chat:model")] == [5000, 0]
+        api.close()
