@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from modelkit.deploy.ray_serve import local
 from modelkit.deploy.ray_serve.local import end_local_ray, ensure_local_ray, local_ray
 from modelkit.deploy.ray_serve.processes import find_processes
 from modelkit.deploy.record import DeploymentSpec, Record
-from modelkit.errors import UsageError
+from modelkit.errors import CallError, DeployError, UsageError
 from modelkit.progress import NO_PROGRESS
 from modelkit.versions.folder import read_folder
 from paths import ROOT
@@ -71,6 +73,17 @@ def test_it_is_found_again_and_its_state_is_for_its_owner_only(own_ray):
 
 
 @needs_ray
+def test_who_gives_up_waiting_for_it_leaves_it_running(own_ray, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "_wait_until_ready", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_local_ray(lambda _: None)
+    assert local_ray() == own_ray
+
+
+@needs_ray
 def test_a_deployment_gets_the_secrets_of_who_deploys_it(own_ray, monkeypatch):
     monkeypatch.setenv("GREETING", "hello from the shell")
     read = read_folder(PROBE)
@@ -88,9 +101,20 @@ def test_a_deployment_gets_the_secrets_of_who_deploys_it(own_ray, monkeypatch):
     endpoint = locate("modelkit://local-ray/probe")
     assert endpoint.http_url.startswith("http://127.0.0.1:")
     (route,) = endpoint.routes
+    # Ports that no other Ray of this machine has: it would get some of the calls.
+    assert int(route.targets[0].rpartition(":")[2]) in range(*local._read_state().replica_ports)
     with Client(route.targets[0], headers=dict(route.metadata)) as client:
         assert client.predict(method="secret") == "hello from the shell"
     assert "hello from the shell" not in str(deployer._api.instance())
+    # What is put in its place without a delivery, as a rollback does, gets what the shell has by then.
+    monkeypatch.setenv("GREETING", "hello again")
+    deployer.apply(Record(replace(spec.delivered(artifact), version="v0")))
+
+    def greeting():
+        with suppress(CallError, DeployError), Client("modelkit://local-ray/probe", timeout_s=60) as client:
+            return client.predict(method="secret")
+
+    wait_until(greeting, lambda answer: answer == "hello again")
     deployer.close()
 
 

@@ -15,10 +15,14 @@ import httpx
 import pytest
 
 from modelkit import AsyncClient, Client
+from modelkit.computes import add_compute
 from modelkit.computes.ray_api import RayApi, locate
 from modelkit.deploy.base import Delivery, Origin
 from modelkit.deploy.ray_serve.deployer import RayServeDeployer
+from modelkit.deploy.ray_serve.deployer import _configs as configs_of
+from modelkit.deploy.ray_serve.manifest import without_application
 from modelkit.deploy.record import DeploymentSpec, Record
+from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_out, start_canary
 from modelkit.errors import (
     CallError,
     DeadlineExceededError,
@@ -127,6 +131,13 @@ class Bench:
                 self.deployer.delete(name)
             self.names.discard(name)
 
+    def drop(self):
+        """Let all end, and do not wait for it: the cluster has room for those that drain."""
+        instance = self.deployer._api.instance()
+        dropped = {*self.names, *(f"{name}.canary" for name in self.names)}
+        self.deployer._api.put_applications(instance, without_application(configs_of(instance), dropped))
+        self.names.clear()
+
 
 @pytest.fixture(scope="module")
 def bench(ray_cluster):  # noqa: F811
@@ -139,7 +150,7 @@ def bench(ray_cluster):  # noqa: F811
 def fresh(bench):
     """For deployments of a test of its own, which are ended with it."""
     yield bench
-    bench.end()
+    bench.drop()
 
 
 @pytest.fixture(scope="module")
@@ -266,11 +277,15 @@ def test_the_models_own_errors_keep_code_cure_and_message(client):
         list(client.stream(iter([1])))
 
 
-def test_a_deadline_is_kept_and_the_model_knows_it(bench, probe, way):
+def test_a_deadline_is_kept(bench, probe, way):
     with pytest.raises(DeadlineExceededError), bench.client(probe, target=way) as client:
         client.predict(method="sleep", seconds=60.0, timeout_s=1.0)
-    headers = {"application": probe, "x-request-timeout": "100"}
-    with Client(way, headers=headers, timeout_s=100) as client:
+
+
+def test_the_model_knows_the_deadline_of_a_client_that_finds_it_by_its_name(bench, probe, monkeypatch):
+    """Ray hides a call's deadline from the replica: the client has to say it."""
+    add_compute(bench.cluster.compute, replace=True)
+    with Client(f"modelkit://{bench.cluster.compute.name}/{probe}", timeout_s=100) as client:
         assert 50 < client.predict(method="deadline") <= 100
 
 
@@ -318,7 +333,8 @@ def test_http_goes_through_the_same_replica(bench, probe):
     assert answer.status_code == 404
     assert "no such thing" in answer.text
     assert "modelkit serve" in httpx.get(f"{url}/").text
-    with httpx.stream("POST", f"{url}/v1/methods/generate", json={"count": 3}) as streamed:
+    events = {"Accept": "text/event-stream"}
+    with httpx.stream("POST", f"{url}/v1/methods/generate", json={"count": 3}, headers=events) as streamed:
         assert streamed.headers["content-type"].startswith("text/event-stream")
         assert "2 " in "".join(streamed.iter_text())
 
@@ -390,7 +406,7 @@ def test_logs_are_those_of_the_replica(bench, probe):
     with bench.client(probe) as client:
         list(client.generate(method="generate_slowly", count=2, pause_s=0))
     lines = wait_until(
-        lambda: [line.text for line in bench.deployer.logs(probe, num_lines=200)],
+        lambda: [line.text for line in bench.deployer.logs(probe, num_lines=10_000)],
         lambda lines: "at 1" in lines,
         timeout_s=30,
     )
@@ -453,23 +469,17 @@ def test_a_stream_outlasts_the_idle_time_and_scaling_down(fresh, bench):
         stream = client.generate(prompt="", count=40, pause_s=0.5)
         first = next(stream)
         bench.deployer.scale("long", 2, 2)
-        wait_until(lambda: bench.deployer.status("long"), lambda each: each.num_ready == 2)
+        wider = wait_until(lambda: bench.deployer.status("long"), lambda each: each.num_ready == 2)
+        assert (wider.num_wanted, wider.record.history) == (2, ())
+        bench.deployer.scale("long", 0, 3)
+        # Autoscaling goes on from what runs; left alone, Ray would begin with one again.
+        kept = wait_until(lambda: bench.deployer.status("long"), lambda each: each.max_replicas == 3)
+        assert (kept.num_wanted, kept.num_ready) == (2, 2)
         bench.deployer.scale("long", 0, 1)
         assert [first, *stream][-1] == "39 "
     after = bench.idle("long")
     assert after.record.spec.digest == status.record.spec.digest
     assert (after.min_replicas, after.max_replicas) == (0, 1)
-
-
-def test_scaling_restarts_nothing(fresh, bench):
-    bench.start("scaled")
-    with bench.client("scaled") as client:
-        pid = client.predict(method="pid")
-        bench.deployer.scale("scaled", 2, 2)
-        status = wait_until(lambda: bench.deployer.status("scaled"), lambda each: each.num_ready == 2)
-        assert client.predict(method="pid") == pid
-    assert status.num_wanted == 2
-    assert status.record.history == ()
 
 
 def test_gpus_are_taken_from_nodes_of_the_type(fresh, bench):
@@ -513,21 +523,27 @@ def test_an_update_and_a_rollback_under_load_lose_no_call(fresh, bench, tmp_path
     assert set(load.answers) == {"one", "two"}
 
 
-def test_a_version_that_cannot_start_leaves_the_old_one_serving(fresh, bench, tmp_path):
+def test_a_version_that_cannot_start_leaves_the_old_one_and_others_serving(fresh, bench, probe, tmp_path):
     record = bench.start("brave").record
-    with Load(bench, "brave", num_callers=2) as load:
-        bad = bench.update(record, written(tmp_path / "bad", "bad"), version="v2")
-        status = wait_until(
-            lambda: bench.deployer.status("brave"), lambda each: each.state == "failed" and each.record == bad
-        )
-        assert "this version cannot start" in status.reason
-        assert any("this version cannot start" in line.text for line in bench.deployer.logs("brave"))
+    with Load(bench, "brave", num_callers=2) as load, Load(bench, probe, num_callers=1) as others:
+        folder = written(tmp_path / "bad", "bad")
+        plan = make_plan(bench.deployer, spec_of("brave", folder, version="v2"))
+        with pytest.raises(FailedRolloutError, match="this version cannot start") as caught:
+            roll_out(
+                bench.deployer,
+                plan,
+                Origin(folder=folder),
+                Delivery(progress=NO_PROGRESS),
+                lambda _: None,
+                timeout_s=WAIT_S,
+            )
+        assert any("this version cannot start" in line.text for line in caught.value.last_lines)
+        assert caught.value.serving == "v1 goes on serving"
         load.wait_for(10)
-        bench.deployer.apply(record)
-        bench.ready(record.spec)
-        load.wait_for(10)
-    assert load.failures == []
+        others.wait_for(10)
+    assert load.failures == others.failures == []
     assert set(load.answers) == {"one"}
+    assert bench.deployer.status("brave").record.spec == record.spec
 
 
 def test_a_killed_replica_is_unavailable_and_comes_back(fresh, bench):
@@ -571,28 +587,14 @@ def test_too_many_waiting_calls_are_refused_and_may_come_again(fresh, bench):
             thread.join()
         assert failures
         assert {type(each) for each in failures} == {OverloadedError}
-        assert not any(each.executed for each in failures)
-
-
-def test_two_deployments_do_not_disturb_each_other(fresh, bench, probe, tmp_path):
-    with Load(bench, probe, num_callers=2) as load:
-        load.wait_for(5)
-        other = bench.start("other", folder=written(tmp_path / "other", "other")).record
-        with bench.client("other") as client:
-            assert client.predict(method="version") == "other"
-        bench.update(other, written(tmp_path / "bad", "bad"), version="v2")
-        wait_until(lambda: bench.deployer.status("other").state, lambda state: state == "failed")
-        bench.end("other")
-        load.wait_for(5)
-    assert load.failures == []
-    assert set(load.answers) == {"one"}
-    assert [status.name for status in bench.deployer.statuses()] == [probe]
+        assert not any(each.executed for each in failures), [repr(each) for each in failures]
 
 
 def test_a_canary_gets_its_share_once_it_answers(fresh, bench, tmp_path):
     record = bench.start("shared").record
     spec = bench.deliver(spec_of("shared", written(tmp_path / "two", "two"), version="v2"), tmp_path / "two")
-    bench.deployer.set_canary("shared", spec, 20)
+    status = start_canary(bench.deployer, spec, 20, lambda _: None, timeout_s=WAIT_S)
+    assert [replica.state for replica in status.canary_replicas] == ["ready"]
     endpoint = wait_until(lambda: bench.endpoint("shared"), lambda endpoint: len(endpoint.routes) == 2)
     assert [route.weight for route in endpoint.routes] == [80, 20]
     told = []
@@ -629,13 +631,15 @@ def test_others_applications_are_left_alone(fresh, bench, probe):
     foreign = {"name": "foreign", "route_prefix": "/foreign", "import_path": "foreign_app:app"}
     api = bench.deployer._api
     instance = api.instance()
-    configs = [app["deployed_app_config"] for app in instance["applications"].values()]
+    configs = configs_of(instance)
     api.put_applications(instance, [*configs, foreign])
     try:
         bench.start("beside")
         bench.end("beside")
-        assert set(api.instance()["applications"]) == {"foreign", probe}
-        assert [status.name for status in bench.deployer.statuses()] == [probe]
+        assert "beside" not in api.instance()["applications"]
+        names = [status.name for status in bench.deployer.statuses()]
+        assert probe in names
+        assert "foreign" not in names
         with pytest.raises(UnknownDeploymentError):
             bench.deployer.status("foreign")
     finally:

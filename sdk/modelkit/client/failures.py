@@ -100,6 +100,8 @@ _NEVER_SENT: Final = (
 # Ray Serve names each call in its trailers. What fails there without a word of modelkit's has not failed in the model,
 # and Ray's own words for it are a traceback. Status, meaning, cure, and whether the model may have seen the call.
 _RAY_KEY: Final = "request_id"
+# A replica that is called directly refuses a call before it has named it.
+_RAY_BUSY: Final = "Request dropped due to backpressure"
 _RAY_FAULTS: Final = {
     grpc.StatusCode.INTERNAL: (grpc.StatusCode.UNAVAILABLE, "the replica that had the call has ended", _LOST, True),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
@@ -125,7 +127,7 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
     elif _DRAINED in message and not from_server:  # gRPC sends it with several statuses
         code = grpc.StatusCode.UNAVAILABLE
         message, cure = _explain_connection(message, cure, address)
-    elif not from_server and any(key == _RAY_KEY for key, _ in trailers) and code in _RAY_FAULTS:
+    elif not from_server and code in _RAY_FAULTS and _is_rays(trailers, message):
         code, message, cure, facts["executed"] = _RAY_FAULTS[code]
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and (sizes := _TOO_LARGE.search(message)):
         size, limit = (f"{int(number):,}" for number in sizes.groups())
@@ -137,6 +139,10 @@ def from_rpc_error(error: Any, *, address: str, deadline: Deadline, request_id: 
     elif not message:
         message = f"the call failed with {code.name}"
     return _build(STATUSES[code], facts.pop("reason", ""), message, cure=cure, **facts)
+
+
+def _is_rays(trailers: Iterable[tuple[str, Any]], message: str) -> bool:
+    return message.startswith(_RAY_BUSY) or any(key == _RAY_KEY for key, _ in trailers)
 
 
 def _build(kind: type[CallError], reason: str, message: str, **facts: Any) -> CallError:

@@ -8,12 +8,14 @@ __all__ = ["TIMEOUT_METADATA", "Endpoint", "Route", "told_timeout_s"]
 
 # How a caller says its deadline where the compute's proxy hides it: the milliseconds that are left.
 TIMEOUT_METADATA: Final = "x-modelkit-timeout-ms"
+_MAX_DIGITS: Final = 15  # thousands of years; Python refuses to read thousands of digits
 
 
 def told_timeout_s(metadata: Iterable[tuple[str, object]]) -> float | None:
     """Return the seconds that a caller's metadata say are left; None where they say none, or nothing that is a number."""
     told = next((value for key, value in metadata if key == TIMEOUT_METADATA), None)
-    return int(told) / 1000 if isinstance(told, str) and told.isdecimal() else None
+    is_number = isinstance(told, str) and told.isdecimal() and len(told) <= _MAX_DIGITS
+    return int(str(told)) / 1000 if is_number else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

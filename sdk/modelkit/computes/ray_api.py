@@ -100,7 +100,7 @@ class RayApi:
     # ------------------------------------------------------------------------------------------------------------ logs
 
     def dead_actors(self, class_name: str) -> list[dict[str, Any]]:
-        """Return the actors of a class that have ended and that the cluster still remembers."""
+        """Return the actors of a class that have ended and that the cluster still remembers, with `end_time_ms`."""
         filters = [("class_name", class_name), ("state", "DEAD")]
         query = [
             pair
@@ -109,7 +109,16 @@ class RayApi:
         ]
         found = self._get(f"/api/v0/actors?{urlencode([('detail', 1), ('limit', 100), *query])}")
         rows: list[dict[str, Any]] = found["data"]["result"]["result"]
-        return rows
+        return [{**row, "end_time_ms": ended} for row, ended in zip(rows, self._end_times(rows), strict=True)]
+
+    def _end_times(self, actors: list[dict[str, Any]]) -> list[int]:
+        """Return when actors have ended, 0 where that is not known: of the two lists only the dashboard's own says it."""
+        if not actors:
+            return []
+        ids = [str(each["actor_id"]) for each in actors]
+        found = self._get(f"/logical/actors?{urlencode({'ids': ','.join(ids), 'nocache': 1})}")
+        known = (found.get("data") or {}).get("actors") or {}
+        return [int((known.get(each) or {}).get("endTime") or 0) for each in ids]
 
     def log_lines(self, actor_id: str, *, num_lines: int, follow: bool = False) -> Iterator[str]:
         """Yield the last lines that an actor's process wrote; with `follow` those that come, until it ends."""
@@ -120,7 +129,6 @@ class RayApi:
             "actor_id": actor_id,
             "suffix": "err",
             "lines": num_lines,
-            "format": "leading_1",
         }
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S) if follow else _TIMEOUT_S
         try:
@@ -208,19 +216,9 @@ class RayApi:
 
 
 def _chunks_to_lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Yield lines. Each part of Ray's log stream begins with a character that says whether it went well."""
     rest = b""
-    is_first = True
     for chunk in chunks:
-        piece = chunk
-        if is_first:
-            is_first = False
-            if piece[:1] == b"0":
-                raise DeployError(
-                    f"the log cannot be read: {piece[1:].decode(errors='replace').strip()[:_MAX_SAID_CHARS]}"
-                )
-            piece = piece.removeprefix(b"1")
-        *lines, rest = (rest + piece).split(b"\n")
+        *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.decode(errors="replace")
     if rest:

@@ -156,3 +156,14 @@ def test_what_ray_says_of_a_replica_is_no_fault_of_the_model(code, kind, execute
     assert failure.executed is executed
     assert "Traceback" not in failure.message
     assert failure.cure
+
+
+def test_a_replica_of_rays_that_refuses_a_call_has_not_run_it():
+    """Called directly, it refuses before it gives the call a name."""
+    error = Failure(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "Request dropped due to backpressure (num_queued_requests=1)."
+    )
+    failure = from_rpc_error(error, address="10.0.0.2:40000", deadline=Deadline(None), request_id="x")
+    assert type(failure) is errors.OverloadedError
+    assert not failure.executed
+    assert "busy" in failure.message

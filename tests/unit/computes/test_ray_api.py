@@ -181,13 +181,25 @@ def test_what_is_taken_and_what_there_is():
 
 
 def test_lines_of_a_log_and_a_log_that_cannot_be_read():
-    for body, expected in ((b"1one\ntwo", ["one", "two"]), (b"1", [])):
+    for body, expected in ((b"0 done\n1 left", ["0 done", "1 left"]), (b"", [])):
         with dashboard(200, body) as (address, _):
             api = RayApi(Compute(name="gpus", kind="ray", address=address))
             assert list(api.log_lines("actor", num_lines=5)) == expected
             api.close()
-    with dashboard(200, b"0no such file") as (address, _):
+    with dashboard(500, b"no such file") as (address, _):
         api = RayApi(Compute(name="gpus", kind="ray", address=address))
         with pytest.raises(DeployError, match="no such file"):
             list(api.log_lines("actor", num_lines=5))
+        api.close()
+
+
+def test_actors_that_have_ended_are_told_with_when():
+    """Ray's state API does not say it, the dashboard's own list of actors does."""
+    actors = {"a": {"endTime": 5000}}
+    body = json.dumps(
+        {"data": {"result": {"result": [{"actor_id": "a"}, {"actor_id": "b"}]}, "actors": actors}}
+    )
+    with dashboard(200, body.encode()) as (address, _):
+        api = RayApi(Compute(name="gpus", kind="ray", address=address))
+        assert [each["end_time_ms"] for each in api.dead_actors("ServeReplica:chat:model")] == [5000, 0]
         api.close()

@@ -239,7 +239,7 @@ class RayServeDeployer:
     def _has(self, app: Mapping[str, Any]) -> bool:
         there = _ours(self._api.instance()).get(app["name"])
         config = there["deployed_app_config"] if there else {}
-        return bool(config) and config["args"] == app["args"] and read_record(config) == read_record(app)
+        return bool(config) and config.get("args") == app["args"] and read_record(config) == read_record(app)
 
     def _remove(self, names: set[str]) -> None:
         deadline = time.monotonic() + _DELETE_TIMEOUT_S

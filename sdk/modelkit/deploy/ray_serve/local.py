@@ -68,23 +68,46 @@ def ensure_local_ray(on_line: LineSink) -> Compute:
         )
     with _locked():
         state = _read_state()
-        if state is not None and _runs(
-            state
-        ):  # it may run what others have deployed: whatever comes, it stays
-            _wait_until_ready(state, on_line)
-        else:
+        if state is None or not _runs(state):
             if state is not None:  # it has crashed, or this machine was started anew
                 _end(state)
             on_line("starting Ray on this machine")
-            state = _start()
-            try:
-                _wait_until_ready(state, on_line)
-            except BaseException:
-                _end(state)
-                raise
+            state = _start_and_wait(on_line)
+        else:
+            _wait_for_running(state, on_line)
         compute = _compute(state)
         add_compute(compute, replace=True)
         return compute
+
+
+def _start_and_wait(on_line: LineSink) -> _State:
+    """Start Ray and wait for it; a second time where the first ends: it gives its parts 15 s, few on a busy machine."""
+    try:
+        return _start_or_end(on_line)
+    except DeployError:
+        on_line("Ray has not come up; starting it once more")
+        return _start_or_end(on_line)
+
+
+def _start_or_end(on_line: LineSink) -> _State:
+    state = _start()
+    try:
+        _wait_until_ready(state, on_line)
+    except BaseException:
+        _end(state)
+        raise
+    return state
+
+
+def _wait_for_running(state: _State, on_line: LineSink) -> None:
+    """Wait for one that runs already, with what others have deployed there: whatever comes, it is not ended."""
+    try:
+        _wait_until_ready(state, on_line)
+    except DeployError as error:
+        raise DeployError(
+            f"the Ray that runs on this machine does not answer as it should: {error.message}",
+            cure=f"`modelkit compute remove {LOCAL_RAY}` ends it with all that it runs; the next try starts another",
+        ) from error
 
 
 def local_ray() -> Compute | None:
@@ -189,7 +212,7 @@ def _environment(state: _State) -> Mapping[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",
         # Two cores may need longer than the 30 s that Ray gives its parts.
-        "RAY_raylet_start_wait_time_s": str(int(_START_TIMEOUT_S)),
+        "RAY_raylet_start_wait_time_s": str(int(_START_TIMEOUT_S / 2)),
         "RAY_agent_register_timeout_ms": str(int(_START_TIMEOUT_S * 1000)),
         # Ray makes its workers give way to everything else on the machine, by default.
         "RAY_worker_niceness": "0",

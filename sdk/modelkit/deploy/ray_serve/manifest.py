@@ -173,9 +173,8 @@ def num_wanted(there: Mapping[str, Any] | None) -> int:
 
 
 def _scaling(config: Config, *, initial: int | None) -> dict[str, Any]:
+    """Return the bounds. Also where they are equal: from and to `num_replicas` Ray builds anew, and replaces all replicas."""
     wanted = config.deployment
-    if wanted.min_replicas == wanted.max_replicas and wanted.min_replicas > 0:
-        return {"num_replicas": wanted.min_replicas}
     return {
         "autoscaling_config": {
             "min_replicas": wanted.min_replicas,

@@ -63,10 +63,12 @@ def test_the_options_of_a_set_up(snapshot):
     assert yaml.safe_dump(serve_options(), sort_keys=False) == snapshot
 
 
-def test_replicas_that_are_always_as_many_are_not_autoscaled():
+def test_replicas_that_are_always_as_many_are_bounds_too():
+    """From bounds to a number Ray would replace every replica."""
     options = options_of(deployment={"min_replicas": 2})
-    assert options["num_replicas"] == 2
-    assert "autoscaling_config" not in options
+    scaling = options["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["initial_replicas"], scaling["max_replicas"]) == (2, 2, 2)
+    assert "num_replicas" not in options
 
 
 def test_more_replicas_at_most_than_at_least_are_autoscaled():
