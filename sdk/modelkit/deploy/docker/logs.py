@@ -46,12 +46,20 @@ def _last(host: DockerHost, found: list[dict[str, Any]], num_lines: int) -> Iter
 
 
 def _follow(host: DockerHost, name: str, replica: str | None, num_lines: int) -> Iterator[LogLine]:
-    """Follow every replica in a thread of its own, and look every now and then for new ones."""
+    """Follow every replica in a thread of its own, and look every now and then for new ones.
+
+    It ends with the deployment, or with the one replica that was asked for.
+    """
     lines: queue.Queue[LogLine] = queue.Queue()
     readers: dict[str, _Reader] = {}
     try:
         while True:
-            for each in _replicas(host, name, replica):
+            found = _replicas(host, name, replica)
+            is_over = not found and (replica is not None or name not in host.names())
+            if is_over:
+                for reader in readers.values():
+                    reader.join(_END_S)
+            for each in found:
                 identity = each["Id"]
                 known = readers.get(identity)
                 if known is None or (not known.is_alive() and each["State"] == "running"):
@@ -59,8 +67,11 @@ def _follow(host: DockerHost, name: str, replica: str | None, num_lines: int) ->
                     readers[identity].start()
             deadline = time.monotonic() + _LOOK_AGAIN_S
             while (left := deadline - time.monotonic()) > 0:
-                with suppress(queue.Empty):
-                    yield lines.get(timeout=left)
+                try:
+                    yield lines.get(timeout=0 if is_over else left)
+                except queue.Empty:
+                    if is_over:
+                        return
     finally:
         for reader in readers.values():
             reader.stop()
