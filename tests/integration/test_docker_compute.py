@@ -413,8 +413,9 @@ def test_scale_touches_no_replica_that_stays(host, name):
         assert len(status.replicas) == 1
         assert host.containers(name) == [stays]
         assert status.record.spec == first.record.spec
-        with pytest.raises(UsageError, match="no autoscaler"):
+        with pytest.raises(UsageError, match="no autoscaler") as caught:
             deployer.scale(name, 1, 2)
+        assert "--set" not in caught.value.cure  # `scale` has none
         with pytest.raises(UsageError, match="one has to run"):
             deployer.scale(name, 0, 0)
 
@@ -449,8 +450,14 @@ def test_secrets_are_in_the_replica_and_nowhere_else(host, name, monkeypatch):
         assert not any(secret in each for secret in ("swordfish", "open-sesame") for each in told)
         with Client(f"modelkit://box/{name}", api_key="open-sesame") as client:
             assert client.methods.secret() == "swordfish"
-        # Scaled from where the secrets are not known: as the replicas have them.
+            client.methods.say(text="it is swordfish, indeed")
         monkeypatch.delenv("WORKER_SECRET")
+        # Whoever reads what a model prints need not know them.
+        for follow in (False, True):
+            lines = deployer.logs(name, follow=follow)
+            assert any(line.text == "it is ***, indeed" for line in lines)
+            lines.close()
+        # Scaled from where the secrets are not known: as the replicas have them.
         deployer.scale(name, 2, 2)
         until(deployer, name, lambda status: status.num_ready == 2)
         deployer.scale(name, 1, 1)

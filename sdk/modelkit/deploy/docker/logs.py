@@ -1,4 +1,7 @@
-"""What the replicas of a deployment write: their last lines, and on request everything from now on, new replicas too."""
+"""What the replicas of a deployment write: their last lines, and on request everything from now on, new replicas too.
+
+The values of a deployment's secrets are masked as the replica itself has them: whoever reads need not know them.
+"""
 
 import queue
 import threading
@@ -9,7 +12,10 @@ from typing import Any
 
 from modelkit.computes.docker_api import DEPLOYMENT, DockerHost, docker_host
 from modelkit.deploy.base import LogLine
+from modelkit.deploy.docker.containers import environment_of
 from modelkit.deploy.docker.look import container_name, last_lines
+from modelkit.deploy.docker.state import State
+from modelkit.deploy.record import without_secrets
 from modelkit.errors import DeployError
 
 __all__ = ["read_logs"]
@@ -41,8 +47,19 @@ def _replicas(host: DockerHost, name: str, replica: str | None) -> list[dict[str
 
 def _last(host: DockerHost, found: list[dict[str, Any]], num_lines: int) -> Iterator[LogLine]:
     for each in sorted(found, key=container_name):
+        secrets = _secrets_of(host, each)
         for line in last_lines(host, each["Id"], num_lines):
-            yield LogLine(replica=container_name(each), text=line)
+            yield LogLine(replica=container_name(each), text=without_secrets(line, secrets))
+
+
+def _secrets_of(host: DockerHost, container: Mapping[str, Any]) -> list[str]:
+    """Return the values of a replica's secrets."""
+    state = State.of(container["Labels"])
+    if state is None or not state.record.is_readable:
+        return []
+    names = state.record.spec.variables().all
+    there = environment_of(host, container["Id"]) if names else {}
+    return [there.get(name, "") for name in names]
 
 
 def _follow(host: DockerHost, name: str, replica: str | None, num_lines: int) -> Iterator[LogLine]:
@@ -102,6 +119,7 @@ class _Reader(threading.Thread):
         name = container_name(self._container)
         # A connection of its own: a stream keeps one to itself.
         with suppress(Exception), docker_host(self._compute, timeout_s=None) as host:
+            secrets = _secrets_of(host, self._container)
             self._stream = host.client.containers.get(self._container["Id"]).logs(
                 stream=True, follow=True, **self._options
             )
@@ -111,7 +129,8 @@ class _Reader(threading.Thread):
             for piece in self._stream:
                 *whole, pending = (pending + piece).split(b"\n")
                 for line in whole:
-                    self._lines.put(LogLine(replica=name, text=line.decode(errors="replace")))
+                    text = without_secrets(line.decode(errors="replace"), secrets)
+                    self._lines.put(LogLine(replica=name, text=text))
         self.ended_at = int(time.time())
 
     def stop(self) -> None:
