@@ -25,7 +25,9 @@ from modelkit.computes import Compute, add_compute
 from modelkit.computes.ssh_tunnel import ssh_tunnel
 from modelkit.config import load_config
 from modelkit.deploy import Delivery, DeploymentSpec, Origin, Record, open_deployer
+from modelkit.deploy.base import reasons
 from modelkit.deploy.docker.deliver import image_tag
+from modelkit.deploy.rollout import FailedRolloutError, make_plan, roll_out
 from modelkit.errors import CallError, DeployError, UnavailableError, UnknownDeploymentError, UsageError
 from modelkit.progress import NO_PROGRESS
 from modelkit.versions.names import open_version, version_reference
@@ -234,6 +236,8 @@ def test_rolling_update_and_rollback_under_load_lose_no_call(host, name):
         with Load(f"modelkit://box/{name}") as load:
             wait_for(lambda: "v1" in load.versions)
             second = host.put(deployer, two, first.record)
+            assert [each.version for each in second.replicas] == ["v2", "v2"]
+            assert second.num_ready == len(second.endpoint.routes[0].targets) == 2
             assert (
                 len(host.containers(name)) == len(second.replicas) == 2
             )  # it runs once nothing of the old one does
@@ -252,7 +256,9 @@ def test_a_bad_version_leaves_the_old_one_and_says_why(host, name):
         with Load(f"modelkit://box/{name}", num_callers=1) as load:
             failed = host.put(deployer, bad, good.record)
             assert failed.state == "failed"
-            assert "the-very-reason" in failed.reason
+            assert failed.reason == "ends as it starts, with exit code 1"
+            assert reasons(failed)[0] == failed.reason  # and its replicas do not say it again
+            assert sum("ends as it starts" in each for each in reasons(failed)) == 1
             assert [each.version for each in failed.replicas if each.state == "ready"] == ["v1", "v1"]
             said = deployer.logs(name, replica=next(r.name for r in failed.replicas if r.state == "failed"))
             assert any("the-very-reason" in line.text for line in said)
@@ -264,6 +270,95 @@ def test_a_bad_version_leaves_the_old_one_and_says_why(host, name):
         assert [each.version for each in back.replicas] == ["v1", "v1"]
         assert back.record == good.record
         assert not any("bad" in line for line in host.containers(name))
+
+
+def free_range(num):
+    """An endpoint on loopback of so many ports, of which nobody has any at the moment."""
+    for first in range(41000, 60000, 10):
+        if not any(is_open(first + i) for i in range(num)):
+            return f"127.0.0.1:{first}-{first + num - 1}"
+    raise AssertionError("no free ports")
+
+
+def test_a_start_that_is_refused_is_a_failed_replica_and_the_old_one_goes_on(host, name):
+    compute = replace(host.compute, name="narrow", endpoint=free_range(2))  # for one replica, and no surge
+    add_compute(compute, replace=True)
+    one, two = host.spec(name, "v1"), host.spec(name, "v2")
+    with host.deployer(compute) as deployer:
+        first = host.put(deployer, one)
+        deployer.apply(first.record.followed_by(two))
+        for failed in (deployer.status(name), *(each for each in deployer.statuses() if each.name == name)):
+            assert failed.state == "failed"
+            assert "the daemon refuses to start it: " in failed.reason
+            assert "allocated" in failed.reason
+            assert "\n" not in failed.reason
+            assert [(each.version, each.state) for each in failed.replicas] == [
+                ("v2", "failed"),
+                ("v1", "ready"),
+            ]
+        deployer.apply(first.record)
+        back = until(deployer, name, lambda status: status.state == "running")
+        assert [each.version for each in back.replicas] == ["v1"]
+        assert len(host.containers(name)) == 1
+        with pytest.raises(FailedRolloutError, match="allocated; v1 goes on serving"):
+            roll_out(
+                deployer,
+                make_plan(deployer, host.spec(name, "v3")),
+                Origin(folder=host.folder / "v3"),
+                Delivery(progress=NO_PROGRESS),
+                lambda _: None,
+                timeout_s=READY_S,
+            )
+        deployer.scale(name, 2, 2)
+        more = until(deployer, name, lambda status: status.state == "failed")
+        assert (more.num_ready, more.num_wanted) == (1, 2)
+        deployer.scale(name, 1, 1)
+        back = until(deployer, name, lambda status: status.state == "running")
+        assert [each.version for each in back.replicas] == ["v1"]
+        assert len(host.containers(name)) == 1
+
+
+def test_ports_that_a_draining_one_holds_are_waited_for(host, name):
+    """Without surge, its successor is started before it has ended."""
+    compute = replace(host.compute, name="narrow", endpoint=free_range(2))
+    config = "deployment: {max_surge_percent: 0}\n"
+    with host.deployer(compute) as deployer:
+        first = host.put(deployer, host.spec(name, "v1", config=config))
+        with client_of(first) as client:
+            answers = client.methods.slow(seconds=3.0)
+            assert next(answers) == "begun"
+            deployer.apply(first.record.followed_by(host.spec(name, "v2", config=config)))
+            status = until(deployer, name, lambda status: "refuses" in "".join(reasons(status)))
+            assert status.state == "updating"
+            assert list(answers) == ["v1"]
+        status = until(deployer, name, lambda status: status.state in {"running", "failed"})
+        assert [(each.version, each.state) for each in status.replicas] == [("v2", "ready")]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "limit", "why"),
+    [("192.0.2.99", None, "cannot assign requested address"), (None, 4096.0, "CPUs")],
+)
+def test_a_first_deployment_that_is_refused_leaves_nothing(host, name, endpoint, limit, why):
+    spec = host.spec(name, "v1")
+    config = {**spec.config, "compute": {**spec.config["compute"], "cpu_limit_cores": limit}}
+    spec = replace(spec, config=config)
+    host.docker("tag", spec.artifact, image_tag(spec))
+    with host.deployer(replace(host.compute, endpoint=endpoint)) as deployer:
+        with pytest.raises(DeployError, match=why):
+            roll_out(
+                deployer,
+                make_plan(deployer, spec),
+                Origin(folder=host.folder / "v1"),
+                Delivery(progress=NO_PROGRESS),
+                lambda _: None,
+                timeout_s=READY_S,
+            )
+        with pytest.raises(UnknownDeploymentError):
+            deployer.status(name)
+    assert host.containers(name) == []
+    assert host.docker("volume", "ls", "--quiet", "--filter", f"label=modelkit.deployment={name}") == ""
+    assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
 
 
 def test_without_surge_a_bad_version_gives_the_old_one_its_place_back(host, name):
@@ -318,8 +413,9 @@ def test_scale_touches_no_replica_that_stays(host, name):
         assert len(status.replicas) == 1
         assert host.containers(name) == [stays]
         assert status.record.spec == first.record.spec
-        with pytest.raises(UsageError, match="no autoscaler"):
+        with pytest.raises(UsageError, match="no autoscaler") as caught:
             deployer.scale(name, 1, 2)
+        assert "--set" not in caught.value.cure  # `scale` has none
         with pytest.raises(UsageError, match="one has to run"):
             deployer.scale(name, 0, 0)
 
@@ -354,8 +450,14 @@ def test_secrets_are_in_the_replica_and_nowhere_else(host, name, monkeypatch):
         assert not any(secret in each for secret in ("swordfish", "open-sesame") for each in told)
         with Client(f"modelkit://box/{name}", api_key="open-sesame") as client:
             assert client.methods.secret() == "swordfish"
-        # Scaled from where the secrets are not known: as the replicas have them.
+            client.methods.say(text="it is swordfish, indeed")
         monkeypatch.delenv("WORKER_SECRET")
+        # Whoever reads what a model prints need not know them.
+        for follow in (False, True):
+            lines = deployer.logs(name, follow=follow)
+            assert any(line.text == "it is ***, indeed" for line in lines)
+            lines.close()
+        # Scaled from where the secrets are not known: as the replicas have them.
         deployer.scale(name, 2, 2)
         until(deployer, name, lambda status: status.num_ready == 2)
         deployer.scale(name, 1, 1)
@@ -383,9 +485,10 @@ def test_logs_follow_every_replica_and_new_ones_too(host, name):
         assert any((line.replica, line.text) == (f"{name}-v1-1", "hear, hear") for line in lines)
         deployer.scale(name, 2, 2)
         assert any((line.replica, line.text) == (f"{name}-v1-2", "version v1 loads") for line in lines)
-        lines.close()
         with pytest.raises(DeployError, match="has no replica 'nobody'"):
             deployer.logs(name, replica="nobody")
+        deployer.delete(name)
+        assert len(list(lines)) < 100  # it ends with the deployment
 
 
 CUT_OFF = """

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from modelkit.computes.endpoint import Endpoint, Route
 from modelkit.computes.identity import DEPLOYMENT_METADATA
-from modelkit.computes.ssh_tunnel import ssh_tunnel
+from modelkit.computes.ssh_tunnel import parse_ssh, ssh_tunnel
 from modelkit.computes.store import Compute
 from modelkit.errors import DeployError, UnknownDeploymentError, UsageError
 
@@ -34,6 +34,7 @@ __all__ = [
     "Published",
     "bind_address",
     "caller_host",
+    "check_address",
     "docker_host",
     "endpoint_of",
     "is_draining",
@@ -103,10 +104,36 @@ class DockerHost:
         return sorted({each[DEPLOYMENT] for each in labels})
 
 
+def check_address(address: str) -> None:
+    """Raise UsageError for what cannot be the address of a Docker host. Nothing is asked."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port if parts.scheme != "unix" else None
+    except ValueError:
+        raise _no_address(address) from None
+    if parts.scheme == "ssh":
+        parse_ssh(address)
+        return
+    is_socket = parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
+    is_port = (
+        parts.scheme in {"tcp", "http", "https"} and parts.hostname and port and not parts.path.strip("/")
+    )
+    if not (is_socket or is_port):
+        raise _no_address(address)
+
+
+def _no_address(address: str) -> UsageError:
+    return UsageError(
+        f"'{address}' is not the address of a Docker host",
+        cure="write ssh://USER@HOST, tcp://HOST:2376 or unix:///var/run/docker.sock",
+    )
+
+
 @contextlib.contextmanager
 def docker_host(compute: Compute, *, timeout_s: float | None = _TIMEOUT_S) -> Iterator[DockerHost]:
     """Connect to the daemon of a compute until the block ends. Raises DeployError, UsageError, each with the cure."""
     with contextlib.ExitStack() as stack:
+        check_address(compute.address)
         base_url = compute.address
         if urlsplit(base_url).scheme == "ssh":
             base_url = stack.enter_context(ssh_tunnel(compute.address))
@@ -151,11 +178,6 @@ def _tls(compute: Compute, base_url: str) -> tuple[Any, dict[str, str]]:
     """Return the SDK's settings of TLS and the variables that say the same to the docker client."""
     scheme = urlsplit(base_url).scheme
     folder = os.environ.get("DOCKER_CERT_PATH")
-    if scheme not in {"tcp", "unix", "https", "http"}:
-        raise UsageError(
-            f"'{compute.address}' is not the address of a Docker host",
-            cure="write ssh://USER@HOST, tcp://HOST:2376 or unix:///var/run/docker.sock",
-        )
     if scheme not in {"tcp", "https"} or not (folder or compute.ca_path):
         return False, {"DOCKER_TLS_VERIFY": "", "DOCKER_CERT_PATH": ""}
     from docker.tls import TLSConfig

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from modelkit.errors import DeployError, UsageError
 
-__all__ = ["ssh_tunnel"]
+__all__ = ["parse_ssh", "ssh_tunnel"]
 
 _SOCKET = "/var/run/docker.sock"
 _READY = b"modelkit\n"
@@ -44,7 +44,7 @@ def ssh_tunnel(address: str) -> Iterator[str]:
         raise UsageError(
             f"{address} needs ssh, and there is none on the PATH", cure="install an OpenSSH client"
         )
-    options, target, far_socket = _parse(address)
+    options, target, far_socket = parse_ssh(address)
     _sweep()
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
         socket = Path(folder) / "docker.sock"
@@ -66,7 +66,7 @@ def ssh_tunnel(address: str) -> Iterator[str]:
                 process.kill()
 
 
-def _parse(address: str) -> tuple[list[str], str, str]:
+def parse_ssh(address: str) -> tuple[list[str], str, str]:
     """Return ssh's options, its target and the far socket. Raises UsageError for what is no address."""
     parts = urlsplit(address)
     try:

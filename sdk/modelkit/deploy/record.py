@@ -6,18 +6,18 @@ compute can see, scale and roll back a deployment, from any machine. It holds na
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from modelkit.checkpoints.lock import named_checkpoints
 from modelkit.config import Config
 
-__all__ = ["MAX_HISTORY", "DeploymentSpec", "Record", "Variables", "without_scaling"]
+__all__ = ["MAX_HISTORY", "DeploymentSpec", "Record", "Variables", "without_scaling", "without_secrets"]
 
 MAX_HISTORY = 10
 
-_MIN_SECRET_CHARACTERS = 8  # a shorter one would be found by chance
+_MIN_SECRET_CHARACTERS = 8
 _SCALING = "deployment"  # the section of config.yaml that no replica needs to know
 
 
@@ -93,11 +93,15 @@ class DeploymentSpec:
 
     def masked(self, text: str) -> str:
         """Return a text, such as a line of a replica's log, without the values of the secrets that are known here."""
-        values = {os.environ.get(name, "") for name in self.variables().all}
-        for value in sorted(values, key=len, reverse=True):
-            if len(value) >= _MIN_SECRET_CHARACTERS:
-                text = text.replace(value, "***")
-        return text
+        return without_secrets(text, [os.environ.get(name, "") for name in self.variables().all])
+
+
+def without_secrets(text: str, values: Iterable[str]) -> str:
+    """Return a text with *** for each of these values, but for those so short that they would be found by chance."""
+    for value in sorted(set(values), key=len, reverse=True):
+        if len(value) >= _MIN_SECRET_CHARACTERS:
+            text = text.replace(value, "***")
+    return text
 
 
 def without_scaling(overrides: Sequence[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from modelkit.computes.docker_api import (
     HTTP_PORT,
     bind_address,
     caller_host,
+    check_address,
     endpoint_of,
     port_range,
     published,
@@ -54,6 +55,45 @@ def test_an_endpoint_names_a_host_and_perhaps_a_range(endpoint):
     with pytest.raises(UsageError, match="is no endpoint of a Docker host") as caught:
         port_range(compute(endpoint=endpoint))
     assert "30000-30999" in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unix:///var/run/docker.sock",
+        "unix:///run/user/1000/docker.sock",
+        "tcp://box:2376",
+        "tcp://[fd00::5]:2376",
+        "https://box:2376",
+        "ssh://box",
+        "ssh://ada@box:2222/run/docker.sock",
+    ],
+)
+def test_an_address_that_can_be_right(address):
+    check_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "box",
+        "/var/run/docker.sock",
+        "unix://var/run/docker.sock",
+        "unix://",
+        "tcp://box",
+        "tcp://:2376",
+        "tcp://box:port",
+        "tcp://[fd00::5:2376",
+        "ftp://box",
+        "ssh://",
+        "ssh://ada:secret@box",
+        "ssh://box:port",
+    ],
+)
+def test_an_address_that_cannot_be_right(address):
+    with pytest.raises(UsageError, match="is not the address of a Docker host"):
+        check_address(address)
 
 
 def listed(state="running", grpc_port=40001, http_port=40002):

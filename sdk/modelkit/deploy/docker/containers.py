@@ -1,8 +1,9 @@
 """Single things that are done to containers and images on a Docker host, each as often as one likes."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "environment_for",
     "environment_of",
     "free_numbers",
+    "left_for_later",
     "number_of",
     "remove",
     "runs",
@@ -30,7 +32,11 @@ __all__ = [
     "taken_gpus",
     "takes_calls",
     "untag",
+    "untag_version",
 ]
+
+_MAX_CHARACTERS = 300
+_ENDPOINT = re.compile(r"driver failed programming external connectivity on endpoint \S+ \(\w+\): ")
 
 
 def discard(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> None:
@@ -71,13 +77,44 @@ def _no_image(host: DockerHost, image: str) -> DeployError:
     )
 
 
-def start(host: DockerHost, seen: Seen, container: Mapping[str, Any]) -> None:
-    """Start a container, or take one back that had been told to end."""
-    if is_draining(dict(container)):  # it had been replaced, and is wanted again
-        with host.asking("take a replica back"):
-            host.client.api.rename(seen.id, seen.name)
-    with host.asking(f"start {seen.name}"):
-        host.client.api.start(seen.id)
+def start(host: DockerHost, seen: Seen, container: Mapping[str, Any]) -> str:
+    """Start a container, or take one back that had been told to end; return why the daemon refuses to, else "".
+
+    A refusal is no reason to raise: what is wrong with one replica keeps nobody from looking at the deployment.
+    """
+    import docker.errors
+
+    try:
+        if is_draining(dict(container)):  # it had been replaced, and is wanted again
+            with host.asking("take a replica back"):
+                host.client.api.rename(seen.id, seen.name)
+        with host.asking(f"start {seen.name}"):
+            host.client.api.start(seen.id)
+    except DeployError as error:
+        if isinstance(error.__cause__, docker.errors.NotFound):
+            return ""  # another process has removed it
+        if not isinstance(error.__cause__, docker.errors.APIError):
+            raise
+        return _in_short(str(error.__cause__.explanation or error.__cause__))
+    return ""
+
+
+def _in_short(text: str) -> str:
+    """Return what a daemon says in one line, without what tells nothing: the same for replicas with the same fault."""
+    line = next(iter(text.strip().splitlines()), "")
+    return _ENDPOINT.sub("", line)[:_MAX_CHARACTERS]
+
+
+@contextmanager
+def left_for_later() -> Iterator[None]:
+    """Leave a step that the daemon refuses to the next look."""
+    import docker.errors
+
+    try:
+        yield
+    except DeployError as error:
+        if not isinstance(error.__cause__, docker.errors.APIError):
+            raise
 
 
 def remove(host: DockerHost, identity: str) -> None:
@@ -109,17 +146,27 @@ def untag(host: DockerHost, name: str, kept: Sequence[DeploymentSpec] = ()) -> N
 
     What no other image or container uses goes with them; what a container still uses keeps its name until the next time.
     """
-    import docker.errors
-
     with host.asking("remove the images"):
         for image in host.client.images.list(name=image_prefix(name)):
             for tag in image.tags:
                 if tag.startswith(f"{image_prefix(name)}:") and tag not in map(image_tag, kept):
-                    try:
-                        host.client.api.remove_image(tag)
-                    except docker.errors.APIError as error:
-                        if error.status_code not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
-                            raise
+                    _remove_tag(host, tag)
+
+
+def untag_version(host: DockerHost, spec: DeploymentSpec) -> None:
+    """Remove the name of the image that was made for a specification."""
+    with host.asking("remove an image"):
+        _remove_tag(host, image_tag(spec))
+
+
+def _remove_tag(host: DockerHost, tag: str) -> None:
+    import docker.errors
+
+    try:
+        host.client.api.remove_image(tag)
+    except docker.errors.APIError as error:
+        if error.status_code not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+            raise
 
 
 def takes_calls(host: DockerHost, container: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from modelkit.deploy.docker.containers import (
     environment_for,
     environment_of,
     free_numbers,
+    left_for_later,
     number_of,
     remove,
     runs,
@@ -35,8 +36,9 @@ from modelkit.deploy.docker.containers import (
     taken_gpus,
     takes_calls,
     untag,
+    untag_version,
 )
-from modelkit.deploy.docker.deliver import deliver
+from modelkit.deploy.docker.deliver import deliver, image_tag
 from modelkit.deploy.docker.gpus import Gpu, assign, list_gpus
 from modelkit.deploy.docker.logs import read_logs
 from modelkit.deploy.docker.look import View, gpus_of, look, status_of, steps_of
@@ -65,6 +67,7 @@ class DockerDeployer:
         self._connected: DockerHost | None = None
         self._told: set[str] = set()  # containers that this process has told to end
         self._gpus: list[Gpu] | None = None
+        self._ends: dict[str, str] = {}  # how containers have ended
 
     @property
     def _host(self) -> DockerHost:
@@ -197,13 +200,17 @@ class DockerDeployer:
         )
         if self._has_new_secrets(host, state, listed):
             state = replace(state, roll=state.roll + 1)
-        discard(host, state, listed)
-        made = self._make(host, state, host.containers(f"{DEPLOYMENT}={name}"))
+        made: list[str] = []
         try:
+            discard(host, state, listed)
+            made = self._make(host, state, host.containers(f"{DEPLOYMENT}={name}"))
             state = write_state(host, state)
-        except DeployError:
+        except ModelkitError:
             for identity in made:
                 remove(host, identity)
+            known = () if current is None else (current.record.spec, *current.record.history)
+            if image_tag(record.spec) not in map(image_tag, known):
+                untag_version(host, record.spec)
             raise
         # Here and not once it is complete: by then somebody may have brought the image of the next change.
         untag(host, name, (record.spec, *record.history))
@@ -232,7 +239,7 @@ class DockerDeployer:
         try:
             view, steps = self._step(host, state, listed)
         except DeployError:
-            view = look(host, state, listed)
+            view = look(host, state, listed, self._ends)
             steps = steps_of(view)
         return status_of(host, view, steps)
 
@@ -295,17 +302,21 @@ class DockerDeployer:
     def _step(
         self, host: DockerHost, state: State, listed: Sequence[dict[str, Any]] | None = None
     ) -> tuple[View, Steps]:
-        """Take the next steps; return what was seen before them, and them."""
-        view = look(host, state, host.containers(f"{DEPLOYMENT}={state.name}") if listed is None else listed)
+        """Take the next steps; return what was seen before them, what was refused included, and them."""
+        listed = host.containers(f"{DEPLOYMENT}={state.name}") if listed is None else listed
+        view = look(host, state, listed, self._ends)
         steps = steps_of(view)
         timeout_s = drain_timeout_s(state.record.spec.parsed_config())
-        for each in steps.start:
-            start(host, each, view.containers[each.id])
+        tried = {each.id: start(host, each, view.containers[each.id]) for each in steps.start}
+        if refused := {identity: why for identity, why in tried.items() if why}:
+            view = view.refused(refused)
+            steps = steps_of(view)
         for each in steps.drain:
             self._drain(host, each, timeout_s)
         self._remind(host, view, timeout_s)
         for each in steps.remove:
-            remove(host, each.id)
+            with left_for_later():
+                remove(host, each.id)
         if steps.is_done and not state.is_complete:
             in_place = [each.id for each in view.seen if each.is_new and each.phase == "ready"]
             with suppress(DeployError):  # somebody else has written it
@@ -415,8 +426,9 @@ class DockerDeployer:
 
 def _refuse_range(compute: Compute, min_replicas: int, max_replicas: int) -> None:
     if min_replicas != max_replicas:
+        num = max(1, min_replicas)
         raise UsageError(
             f"{compute.name} is a Docker host, which has no autoscaler: it runs a fixed number of replicas, "
             f"and {min_replicas} to {max_replicas} were asked for",
-            cure=f"--set deployment.max_replicas={max(1, min_replicas)}, or a compute of kind ray or kubernetes",
+            cure=f"ask for as many at most as at least, such as {num} and {num}, or take a compute of kind ray or kubernetes",
         )

@@ -1,4 +1,7 @@
-"""What the replicas of a deployment write: their last lines, and on request everything from now on, new replicas too."""
+"""What the replicas of a deployment write: their last lines, and on request everything from now on, new replicas too.
+
+The values of a deployment's secrets are masked as the replica itself has them: whoever reads need not know them.
+"""
 
 import queue
 import threading
@@ -9,7 +12,10 @@ from typing import Any
 
 from modelkit.computes.docker_api import DEPLOYMENT, DockerHost, docker_host
 from modelkit.deploy.base import LogLine
+from modelkit.deploy.docker.containers import environment_of
 from modelkit.deploy.docker.look import container_name, last_lines
+from modelkit.deploy.docker.state import State
+from modelkit.deploy.record import without_secrets
 from modelkit.errors import DeployError
 
 __all__ = ["read_logs"]
@@ -41,17 +47,36 @@ def _replicas(host: DockerHost, name: str, replica: str | None) -> list[dict[str
 
 def _last(host: DockerHost, found: list[dict[str, Any]], num_lines: int) -> Iterator[LogLine]:
     for each in sorted(found, key=container_name):
+        secrets = _secrets_of(host, each)
         for line in last_lines(host, each["Id"], num_lines):
-            yield LogLine(replica=container_name(each), text=line)
+            yield LogLine(replica=container_name(each), text=without_secrets(line, secrets))
+
+
+def _secrets_of(host: DockerHost, container: Mapping[str, Any]) -> list[str]:
+    """Return the values of a replica's secrets."""
+    state = State.of(container["Labels"])
+    if state is None or not state.record.is_readable:
+        return []
+    names = state.record.spec.variables().all
+    there = environment_of(host, container["Id"]) if names else {}
+    return [there.get(name, "") for name in names]
 
 
 def _follow(host: DockerHost, name: str, replica: str | None, num_lines: int) -> Iterator[LogLine]:
-    """Follow every replica in a thread of its own, and look every now and then for new ones."""
+    """Follow every replica in a thread of its own, and look every now and then for new ones.
+
+    It ends with the deployment, or with the one replica that was asked for.
+    """
     lines: queue.Queue[LogLine] = queue.Queue()
     readers: dict[str, _Reader] = {}
     try:
         while True:
-            for each in _replicas(host, name, replica):
+            found = _replicas(host, name, replica)
+            is_over = not found and (replica is not None or name not in host.names())
+            if is_over:
+                for reader in readers.values():
+                    reader.join(_END_S)
+            for each in found:
                 identity = each["Id"]
                 known = readers.get(identity)
                 if known is None or (not known.is_alive() and each["State"] == "running"):
@@ -59,8 +84,11 @@ def _follow(host: DockerHost, name: str, replica: str | None, num_lines: int) ->
                     readers[identity].start()
             deadline = time.monotonic() + _LOOK_AGAIN_S
             while (left := deadline - time.monotonic()) > 0:
-                with suppress(queue.Empty):
-                    yield lines.get(timeout=left)
+                try:
+                    yield lines.get(timeout=0 if is_over else left)
+                except queue.Empty:
+                    if is_over:
+                        return
     finally:
         for reader in readers.values():
             reader.stop()
@@ -91,6 +119,7 @@ class _Reader(threading.Thread):
         name = container_name(self._container)
         # A connection of its own: a stream keeps one to itself.
         with suppress(Exception), docker_host(self._compute, timeout_s=None) as host:
+            secrets = _secrets_of(host, self._container)
             self._stream = host.client.containers.get(self._container["Id"]).logs(
                 stream=True, follow=True, **self._options
             )
@@ -100,7 +129,8 @@ class _Reader(threading.Thread):
             for piece in self._stream:
                 *whole, pending = (pending + piece).split(b"\n")
                 for line in whole:
-                    self._lines.put(LogLine(replica=name, text=line.decode(errors="replace")))
+                    text = without_secrets(line.decode(errors="replace"), secrets)
+                    self._lines.put(LogLine(replica=name, text=text))
         self.ended_at = int(time.time())
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
 """What is on a Docker host now, in the words of a roll and in those of a status."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelkit.computes.docker_api import (
@@ -15,6 +15,7 @@ from modelkit.computes.docker_api import (
     is_draining,
     ready_ones,
 )
+from modelkit.computes.endpoint import Endpoint
 from modelkit.deploy.base import DeploymentState, Replica, ReplicaState, Status
 from modelkit.deploy.docker.replica import GPUS
 from modelkit.deploy.docker.roll import MAX_CRASHES, Phase, Seen, Steps, Surge, next_steps
@@ -22,7 +23,6 @@ from modelkit.deploy.docker.state import State
 
 __all__ = ["View", "container_name", "gpus_of", "last_lines", "look", "status_of", "steps_of"]
 
-_NUM_REASON_LINES = 4
 _UNREADABLE = "its record cannot be read; a newer modelkit may have written it"
 
 
@@ -36,6 +36,12 @@ class View:
     restarts: Mapping[str, int]
     reasons: Mapping[str, str]
 
+    def refused(self, why: Mapping[str, str]) -> "View":
+        """Return the same where the daemon has just refused to start some, by their ids, and why."""
+        seen = tuple(replace(each, phase="refused") if each.id in why else each for each in self.seen)
+        told = {identity: f"the daemon refuses to start it: {text}" for identity, text in why.items()}
+        return replace(self, seen=seen, reasons={**self.reasons, **told})
+
 
 def container_name(container: Mapping[str, Any]) -> str:
     """Return a container's name, without what it bears while it drains."""
@@ -48,8 +54,17 @@ def gpus_of(container: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(gpu for gpu in container["Labels"].get(GPUS, "").split(",") if gpu)
 
 
-def look(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> View:
-    """Return a deployment as it is, from a listing of containers; its replicas are asked whether they take calls."""
+def look(
+    host: DockerHost,
+    state: State,
+    listed: Sequence[dict[str, Any]],
+    ends: MutableMapping[str, str] | None = None,
+) -> View:
+    """Return a deployment as it is, from a listing of containers; its replicas are asked whether they take calls.
+
+    `ends` keeps how each has last ended, by their ids: Docker forgets it when it starts one again.
+    """
+    ends = {} if ends is None else ends
     mine = [each for each in listed if each["Labels"].get(DEPLOYMENT) == state.name]
     ready = ready_ones(host.compute, mine)
     seen, restarts, reasons = [], {}, {}
@@ -59,7 +74,8 @@ def look(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) -> Vi
         restarts[identity] = details.get("RestartCount", 0)
         phase = _phase(each, details, is_ready=identity in ready, is_proven=state.has_proven(identity))
         seen.append(_seen(each, phase, state))
-        reasons[identity] = _reason(each, details, phase)
+        ends[identity] = _how_it_ended(details) or ends.get(identity, "")
+        reasons[identity] = _reason(each, details, phase, ends[identity], is_stopping=state.is_stopping)
     return View(state, {each["Id"]: each for each in mine}, tuple(seen), restarts, reasons)
 
 
@@ -67,13 +83,13 @@ def status_of(host: DockerHost, view: View, steps: Steps) -> Status:
     """Return the status of a deployment; `steps` are what is to be done, or has just been begun."""
     state = view.state
     shown = [each for each in view.seen if _counts(each) and each not in steps.remove]
-    replicas = tuple(_replica(view, each) for each in sorted(shown, key=lambda each: each.number))
-    serving = [dict(view.containers[each.id]) for each in view.seen if each.phase == "ready"]
+    shown.sort(key=lambda each: (not each.is_new, each.number))
+    replicas = tuple(_replica(view, each) for each in shown)
     num_wanted = state.num_replicas if state.record.is_readable else len(replicas)
     what, reason = _state(view, steps)
     if steps.has_failed:
-        failed = next(each for each in view.seen if each.is_new and each.phase == "failed")
-        reason = "; ".join([view.reasons[failed.id], *last_lines(host, failed.id)])
+        failed = next(each for each in view.seen if each.is_new and each.phase in {"failed", "refused"})
+        reason = reason or view.reasons[failed.id]
     return Status(
         name=state.name,
         record=state.record,
@@ -83,8 +99,19 @@ def status_of(host: DockerHost, view: View, steps: Steps) -> Status:
         min_replicas=num_wanted,
         max_replicas=num_wanted,
         reason=reason,
-        endpoint=endpoint_of(host.compute, serving),
+        endpoint=_endpoint(host, view),
     )
+
+
+def _endpoint(host: DockerHost, view: View) -> Endpoint:
+    """Return where the deployment answers; over HTTP, which knows one place only, one that is there to stay."""
+    serving = [each for each in view.seen if each.phase == "ready"]
+    staying = [each for each in serving if each.is_new]
+
+    def of(those: Sequence[Seen]) -> Endpoint:
+        return endpoint_of(host.compute, [dict(view.containers[each.id]) for each in those])
+
+    return replace(of(serving), http_url=of(staying or serving).http_url)
 
 
 def steps_of(view: View) -> Steps:
@@ -97,7 +124,7 @@ def steps_of(view: View) -> Steps:
     return next_steps(view.seen, state.num_replicas, surge)
 
 
-def last_lines(host: DockerHost, identity: str, num_lines: int = _NUM_REASON_LINES) -> list[str]:
+def last_lines(host: DockerHost, identity: str, num_lines: int) -> list[str]:
     """Return the last lines that a container wrote."""
     with host.asking("read a log"):
         text: bytes = host.client.api.logs(identity, tail=num_lines)
@@ -144,25 +171,34 @@ def _seen(container: Mapping[str, Any], phase: Phase, state: State) -> Seen:
     )
 
 
-def _reason(container: Mapping[str, Any], details: Mapping[str, Any], phase: Phase) -> str:
+def _how_it_ended(details: Mapping[str, Any]) -> str:
+    """Return how a container has ended, "" where that was no accident, or it runs."""
+    state = details.get("State", {})
+    if not state.get("ExitCode"):
+        return ""
+    killed = ", for it had used up its memory" if state.get("OOMKilled") else ""
+    return f" with exit code {state['ExitCode']}{killed}"
+
+
+def _reason(
+    container: Mapping[str, Any], details: Mapping[str, Any], phase: Phase, how: str, *, is_stopping: bool
+) -> str:
+    """Return why one is not ready, the same for all that are not for the same reason: a status says each once."""
     if phase in {"ready", "draining"}:
         return ""
-    if phase == "created":
-        return "waits for its turn"
-    state = details.get("State", {})
-    restarts = details.get("RestartCount", 0)
-    code = state.get("ExitCode", 0)
-    killed = ", for it had used up its memory" if state.get("OOMKilled") else ""
+    was_planned = is_draining(dict(container)) or is_stopping
+    if phase == "created" or (phase == "ended" and was_planned):
+        return "" if is_stopping else "waits for its turn"
     if phase == "ended":
-        return f"has ended with exit code {code}{killed}"
+        return f"has ended{how}"
     if container["State"] == "restarting" or phase == "failed":
-        return f"ends as it starts, with exit code {code}{killed} (started {restarts + 1} times)"
-    return "loads" if not restarts else f"loads again: it had ended (started {restarts + 1} times){killed}"
+        return f"ends as it starts,{how}" if how else "ends as it starts"
+    return "loads" if not details.get("RestartCount") else f"loads again: it had ended{how}"
 
 
 def _counts(seen: Seen) -> bool:
     """Tell whether a container is a replica worth showing: an old one that has ended waits only to be needed again."""
-    return seen.is_new or seen.phase not in {"created", "ended"}
+    return seen.is_new or seen.phase not in {"created", "refused", "ended"}
 
 
 def _replica(view: View, seen: Seen) -> Replica:
@@ -181,7 +217,7 @@ def _replica_state(view: View, seen: Seen) -> ReplicaState:
         return "ready"
     if seen.phase == "draining":
         return "draining"
-    if seen.phase == "failed":
+    if seen.phase in {"failed", "refused"}:
         return "failed"
     return "unready" if view.state.has_proven(seen.id) else "starting"
 
@@ -193,7 +229,7 @@ def _state(view: View, steps: Steps) -> tuple[DeploymentState, str]:
         return _state_by_what_runs(view), _UNREADABLE
     if state.is_stopping:
         return "stopping", f"it is being stopped; `modelkit stop {state.name}` goes on where that was cut off"
-    if steps.has_failed:
+    if steps.has_failed and not state.is_complete:
         return "failed", ""
     return _progress(view, is_complete=state.is_complete or steps.is_done)
 

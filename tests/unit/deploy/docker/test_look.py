@@ -2,8 +2,8 @@
 
 from modelkit.config import Config
 from modelkit.deploy import DeploymentSpec, Record
-from modelkit.deploy.docker.containers import taken_gpus
-from modelkit.deploy.docker.look import View, _phase, _state, steps_of
+from modelkit.deploy.docker.containers import _in_short, taken_gpus
+from modelkit.deploy.docker.look import View, _how_it_ended, _phase, _reason, _state, steps_of
 from modelkit.deploy.docker.roll import Seen
 from modelkit.deploy.docker.state import State
 
@@ -68,6 +68,55 @@ def test_restarts_of_last_month_make_no_bad_version():
     assert phase(good) == "starting"
     assert phase(State(record=state(3).record, proven=good.proven)) == "starting"
     assert said(State(record=good.record, proven=good.proven), seen(1, "starting"))[0] == "updating"
+
+
+def test_a_refused_start_is_told_and_condemns_no_deployment_that_serves():
+    containers = (seen(1, "ready"), seen(2, "created"))
+    complete = state(2).completed([each.id for each in containers])
+    for found, what in ((state(2), "failed"), (complete, "running")):
+        view = View(found, {}, containers, {}, {}).refused({containers[1].id: "no such GPU"})
+        assert view.reasons[containers[1].id] == "the daemon refuses to start it: no such GPU"
+        assert _state(view, steps_of(view))[0] == what
+
+
+def test_what_a_daemon_refuses_is_one_line_that_is_the_same_for_all():
+    said_by_docker = (
+        "driver failed programming external connectivity on endpoint chat-v1-1 (0c9f): "
+        "Bind for 127.0.0.1:30000 failed: port is already allocated\n"
+    )
+    assert _in_short(said_by_docker) == "Bind for 127.0.0.1:30000 failed: port is already allocated"
+    assert len(_in_short("x" * 5000)) == 300
+    assert _in_short("") == ""
+
+
+def reason(status, phase, details, *, how=None, name="/chat-1", is_stopping=False):
+    how = _how_it_ended(details) if how is None else how
+    return _reason({"State": status, "Names": [name]}, details, phase, how, is_stopping=is_stopping)
+
+
+def test_the_reason_of_a_crash_stays_the_same_while_it_goes_on():
+    crashed = {"RestartCount": 3, "State": {"ExitCode": 1}}
+    how = _how_it_ended(crashed)
+    runs_again = {"RestartCount": 4, "State": {"ExitCode": 0}}
+    assert _how_it_ended(runs_again) == ""  # what was known before counts
+    assert (
+        reason("restarting", "failed", crashed)
+        == reason("running", "failed", runs_again, how=how)
+        == "ends as it starts, with exit code 1"
+    )
+    assert reason("running", "failed", runs_again) == "ends as it starts"
+    killed = {"RestartCount": 1, "State": {"ExitCode": 137, "OOMKilled": True}}
+    assert (
+        reason("running", "starting", killed)
+        == "loads again: it had ended with exit code 137, for it had used up its memory"
+    )
+
+
+def test_an_end_that_was_planned_is_no_reason():
+    ended = {"State": {"ExitCode": 0}}
+    assert reason("exited", "ended", ended, name="/chat-1-draining") == "waits for its turn"  # put back
+    assert reason("exited", "ended", {"State": {"ExitCode": 137}}, is_stopping=True) == ""
+    assert reason("exited", "ended", {"State": {"ExitCode": 3}}) == "has ended with exit code 3"
 
 
 def test_a_record_that_cannot_be_read_is_listed_by_what_runs_and_left_alone():

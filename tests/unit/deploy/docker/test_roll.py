@@ -106,6 +106,21 @@ def test_nothing_moves_once_a_new_one_has_failed():
     assert (steps.start, steps.drain, steps.remove) == ((), (), ())
 
 
+def test_a_refused_start_is_a_failure_once_nothing_drains():
+    containers = [seen(1, "ready", is_new=False), seen(2, "refused"), seen(3, "created")]
+    steps = next_steps(containers, 2, Surge.of(2, 100))
+    assert steps.has_failed
+    assert (steps.start, steps.drain, steps.remove) == ((), (), ())
+    # What still drains may hold its port.
+    steps = next_steps([seen(1, "draining", is_new=False), seen(2, "refused")], 1, Surge.of(1, 0))
+    assert not steps.has_failed
+    assert [each.number for each in steps.start] == [2]
+    # One too many condemns nothing, and goes.
+    steps = next_steps([seen(1, "ready"), seen(2, "refused")], 1, Surge.of(1, 100))
+    assert steps.is_done
+    assert [each.number for each in steps.remove] == [2]
+
+
 def test_old_ones_that_do_not_answer_make_room_first():
     containers = [
         seen(1, "ready", is_new=False),
