@@ -99,6 +99,10 @@ def add(
     }
     compute = _compute(name, given, replace=replace)
     _refuse_others(compute)
+    if compute.kind == "docker":
+        from modelkit.computes.docker_api import check_address
+
+        check_address(compute.address)
     add_compute(compute, replace=replace)
     console.success(f"{name} is in {computes_path()}")
     console.info(f"  `modelkit compute check {name}` tells whether it can be used")
