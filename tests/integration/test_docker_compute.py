@@ -612,6 +612,29 @@ def test_images_of_versions_that_cannot_come_back_are_untagged(host, name):
         assert host.docker("image", "ls", "--quiet", f"modelkit/{name}") == ""
 
 
+def test_a_version_that_is_made_again_leaves_no_nameless_image(host, name):
+    spec = host.spec(name, "v1")
+    base = host.docker("create", spec.artifact)
+
+    def made_again(number):
+        return host.docker("commit", "--change", f"LABEL made={number}", base, image_tag(spec))
+
+    try:
+        one = made_again(1)
+        with host.deployer() as deployer:
+            first = host.put(deployer, spec.delivered(one))
+            two = made_again(2)
+            assert one in host.docker("image", "ls", "--all", "--quiet", "--no-trunc").split()
+            host.put(deployer, spec.delivered(two), first.record)
+            assert one not in host.docker("image", "ls", "--all", "--quiet", "--no-trunc").split()
+            deployer.delete(name)
+        there = host.docker("image", "ls", "--all", "--quiet", "--no-trunc").split()
+        assert two not in there
+        assert spec.artifact in there  # it has a name of its own
+    finally:
+        host.docker("rm", base)
+
+
 def test_the_record_survives_a_prune_of_volumes(host, name):
     with host.deployer() as deployer:
         first = host.put(deployer, host.spec(name, "v1"))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "left_for_later",
     "number_of",
     "remove",
+    "remove_nameless",
     "runs",
     "start",
     "taken_gpus",
@@ -44,9 +45,11 @@ def discard(host: DockerHost, state: State, listed: Sequence[dict[str, Any]]) ->
     revision = state.revision
     others = [each for each in listed if each["Labels"].get(REVISION) != revision]
     view = look(host, state, others)
-    for each in view.seen:
-        if each.phase in {"created", "failed"}:
-            remove(host, each.id)
+    useless = [each.id for each in view.seen if each.phase in {"created", "failed"}]
+    for identity in useless:
+        remove(host, identity)
+    images = [view.containers[identity]["ImageID"] for identity in useless]
+    remove_nameless(host, images, (state.record.spec, *state.record.history))
 
 
 def create(host: DockerHost, options: Mapping[str, Any]) -> str:
@@ -157,6 +160,20 @@ def untag_version(host: DockerHost, spec: DeploymentSpec) -> None:
     """Remove the name of the image that was made for a specification."""
     with host.asking("remove an image"):
         _remove_tag(host, image_tag(spec))
+
+
+def remove_nameless(host: DockerHost, images: Iterable[str], kept: Sequence[DeploymentSpec] = ()) -> None:
+    """Remove images that have no name any more: another one was made for the same version, and has taken it.
+
+    Those that may be put back stay, and those that another container uses.
+    """
+    import docker.errors
+
+    for image in set(images) - {spec.artifact for spec in kept}:
+        with host.asking("remove an image"), suppress(docker.errors.ImageNotFound):
+            found = host.client.api.inspect_image(image)
+            if not found.get("RepoTags") and not found.get("RepoDigests"):
+                _remove_tag(host, image)
 
 
 def _remove_tag(host: DockerHost, tag: str) -> None:

@@ -31,6 +31,7 @@ from modelkit.deploy.docker.containers import (
     left_for_later,
     number_of,
     remove,
+    remove_nameless,
     runs,
     start,
     taken_gpus,
@@ -289,6 +290,7 @@ class DockerDeployer:
             with ThreadPoolExecutor(min(16, len(listed))) as threads:
                 list(threads.map(lambda each: end(host, each, timeout_s), listed))
         untag(host, name)
+        remove_nameless(host, [each["ImageID"] for each in listed])
         forget(host, name)
 
     # --------------------------------------------------------------------------------------------------- the steps
@@ -317,6 +319,9 @@ class DockerDeployer:
         for each in steps.remove:
             with left_for_later():
                 remove(host, each.id)
+        with left_for_later():
+            images = [view.containers[each.id]["ImageID"] for each in steps.remove]
+            remove_nameless(host, images, (state.record.spec, *state.record.history))
         if steps.is_done and not state.is_complete:
             in_place = [each.id for each in view.seen if each.is_new and each.phase == "ready"]
             with suppress(DeployError):  # somebody else has written it
