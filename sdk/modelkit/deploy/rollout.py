@@ -115,7 +115,10 @@ def roll_back(
     *,
     timeout_s: float,
 ) -> Status:
-    """Put an earlier version back, the last one where none is named. Raises UsageError where the record has none."""
+    """Put an earlier version back, the last one where none is named. Raises UsageError where the record has none.
+
+    What it needs to bear today's load stays: the number of replicas, and the key that callers are asked for.
+    """
     spec = current.find(version) if version else next(iter(current.history), None)
     if spec is None:
         known = ", ".join(each.version for each in current.history)
@@ -126,6 +129,11 @@ def roll_back(
             if known
             else "deploy the version that you want: `modelkit serve REF --compute ...`",
         )
+    now = current.spec.parsed_config().deployment
+    spec = replace(
+        spec.scaled(now.min_replicas, now.max_replicas),
+        api_key_env=spec.api_key_env or current.spec.api_key_env,
+    )
     return _put(deployer, current, spec, on_status, timeout_s=timeout_s)
 
 

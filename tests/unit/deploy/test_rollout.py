@@ -267,6 +267,16 @@ def test_the_version_before_comes_back():
     assert [each.version for each in status.record.history] == ["v2"]
 
 
+def test_a_version_comes_back_for_todays_load_and_asks_for_todays_key():
+    compute = Computed()
+    put(compute, spec("v1"))
+    put(compute, spec("v2", api_key_env="CHAT_KEY"))
+    compute.scale("chat", 5, 6)
+    status = roll_back(compute, compute.records["chat"], None, lambda _: None, timeout_s=30)
+    assert (status.record.spec.version, status.min_replicas, status.max_replicas) == ("v1", 5, 6)
+    assert status.record.spec.api_key_env == "CHAT_KEY"
+
+
 def test_one_that_was_never_there_cannot_come_back():
     compute = Computed()
     put(compute, spec("v1"))
