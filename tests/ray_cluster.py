@@ -143,13 +143,16 @@ class RayCluster:
             f"--labels=ray.io/accelerator-type={kind}",
             f'--resources={{"accelerator_type:{kind}": 1}}',
         ]
-        num_before = len(self.api.nodes())
+        # By their ids: one that was killed may be listed for a while yet.
+        before = {each["node_id"] for each in self.api.nodes()}
         for is_last in (False, False, True):
             name = f"{kind.lower()}-{secrets.token_hex(2)}"
             node = Node(self.folder, name, arguments, self.environment, self.take_ports(4))
             self.workers.append(node)
             try:
-                self.wait_for(self.api.nodes, lambda nodes: len(nodes) > num_before, JOIN_TIMEOUT_S)
+                self.wait_for(
+                    self.api.nodes, lambda nodes: {each["node_id"] for each in nodes} - before, JOIN_TIMEOUT_S
+                )
             except AssertionError:
                 if is_last:
                     raise
