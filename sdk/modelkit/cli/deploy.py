@@ -10,6 +10,7 @@ import typer
 
 from modelkit.cli import console
 from modelkit.cli.deployments import announce, opened, show_failure, watched
+from modelkit.cli.options import DEFAULT_TIMEOUT_S
 from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class DeployOptions:
     dry_run: bool = False
     output: Literal["yaml", "json"] = "yaml"
     attach: bool = False
-    timeout_s: float = 1800.0
+    timeout_s: float = DEFAULT_TIMEOUT_S
     as_json: bool = False
 
     def all_overrides(self) -> tuple[str, ...]:
