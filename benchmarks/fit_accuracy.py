@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from random_checkpoint import ARCHITECTURES, write_checkpoint, write_config, wri
 
 from modelkit.config import EngineConfig
 from modelkit.engines.catalog import create
+from modelkit.engines.machine import is_visible
 from modelkit.fit import (
     Device,
     LocalReader,
@@ -59,7 +61,6 @@ DEFAULT_ARCHITECTURES = (
 ENGINES = ("vllm", "sglang", "turbomind", "pytorch")
 DUMMY = ("vllm", "sglang")
 LOG_TAIL_LINES = 60
-PORT = 23457
 
 
 # --------------------------------------------------------------------------------------------- what engines say of it
@@ -232,9 +233,17 @@ def gpu_used_mib() -> int | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    query = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    listing = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
-    return int(listing[0]) if listing and listing[0].isdecimal() else None
+    query = [tool, "--query-gpu=index,uuid,memory.used", "--format=csv,noheader,nounits"]
+    listing = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
+    rows = [line.split(", ") for line in listing.splitlines()]
+    used = [row[2] for row in rows if len(row) == 3 and is_visible(row[0], row[1])]
+    return int(used[0]) if used and used[0].isdecimal() else None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def wait_until_free(limit_mib: int, timeout_s: float = 30) -> int | None:
@@ -281,7 +290,7 @@ def compare(engine: str, architecture: str, checkpoint: Path, options: argparse.
         args=args,
     )
     adapter = create(config, checkpoint, "fit")
-    command = [*adapter.command(python, PORT), *adapter.arguments()]
+    command = [*adapter.command(python, free_port()), *adapter.arguments()]
     env = environment(engine, python, {**adapter.environment(), adapter.key_variable: "fit"}, options)
     settings = settings_of(config)
     assert settings is not None

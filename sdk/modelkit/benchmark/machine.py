@@ -123,10 +123,12 @@ class Sampler:
         """Let one nvidia-smi repeat its query: starting it each second would cost the server CPU."""
         if self._tool is None:
             return
+        from modelkit.engines.machine import is_visible
+
         process = await asyncio.create_subprocess_exec(
             *(
                 self._tool,
-                f"--query-gpu=index,{','.join(_QUERY)}",
+                f"--query-gpu=index,uuid,{','.join(_QUERY)}",
                 "--format=csv,noheader,nounits",
                 "--loop=1",
             ),
@@ -136,12 +138,16 @@ class Sampler:
         assert process.stdout is not None
         try:
             current: list[list[float]] = []
+            first = ""
             async for line in process.stdout:
-                index, *cells = (_number(cell) for cell in line.decode().split(","))
-                if index == 0 and current:
+                index, uuid, *cells = (cell.strip() for cell in line.decode().split(","))
+                if not is_visible(index, uuid):
+                    continue
+                first = first or index
+                if index == first and current:
                     samples.append(_all_gpus(current))
                     current = []
-                current.append(cells)
+                current.append([_number(cell) for cell in cells])
             if current:
                 samples.append(_all_gpus(current))
         finally:

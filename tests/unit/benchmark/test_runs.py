@@ -295,6 +295,21 @@ async def test_the_engines_metrics_are_found_where_they_are():
     assert machine.server_cpu_s >= 0
 
 
+async def test_only_the_gpus_that_the_server_may_use_are_sampled(tmp_path, monkeypatch):
+    rows = "0, GPU-a, 1000, 90, 700\n1, GPU-b, 10, 20, 100\n2, GPU-c, 30, 40, 200\n"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nwhile :; do printf '{rows}'; sleep 0.05; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+    async with Sampler().sampling() as machine:
+        while len(machine.gpu) < 2:
+            await asyncio.sleep(0.02)
+    told = machine.as_json(1)["gpu"]
+    assert told["memory_bytes_max"] == 40 * 1024**2
+    assert (told["utilization_pct_mean"], told["power_w_mean"]) == (30.0, 300.0)
+
+
 def test_the_record_beside_the_model(tmp_path):
     run = make_run(tmp_path / "run", level()).run
     path = write_latest(tmp_path, run)
