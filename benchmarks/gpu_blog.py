@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from modelkit.benchmark.random_weights import read_config
+
 BACK_ENDS = {
     "vllm": "vllm",
     "sglang": "sglang",
@@ -24,6 +26,9 @@ BACK_ENDS = {
     "pytorch": "lmdeploy:pytorch",
 }
 ARCHITECTURES = "qwen2-7b,llama-3.1-8b,mistral-7b"
+# TurboMind (LMDeploy 0.18) has no Mistral, and LMDeploy would take PyTorch in its place. Mistral-7B v0.3 has no windows any
+# more and with that Llama's layers, so TurboMind runs it under Llama's name.
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 KEPT = ("run.json", "requests.jsonl", "summary.csv", "report.html")
 LOG_BYTES = 200_000
 STOP_S = 40  # what the end of a server may take
@@ -32,7 +37,8 @@ STOP_S = 40  # what the end of a server may take
 def bench(architecture: str, folder: Path, options: argparse.Namespace, timeout_s: float) -> int | None:
     """Measure one architecture; returns None where the time was over."""
     command = [sys.executable, "-m", "modelkit", "bench"]
-    command += ["--random-weights", architecture, "--engines", BACK_ENDS[options.back_end]]
+    weights = random_weights(architecture, options)
+    command += ["--random-weights", weights, "--engines", BACK_ENDS[options.back_end]]
     command += ["--input-tokens", options.input_tokens, "--output-tokens", options.output_tokens]
     command += ["--concurrency", options.concurrency, "--repeats", str(options.repeats)]
     command += ["--warm-up", str(options.warm_up), "--output", str(folder), "--protocol", options.protocol]
@@ -52,6 +58,16 @@ def bench(architecture: str, folder: Path, options: argparse.Namespace, timeout_
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return None
+
+
+def random_weights(architecture: str, options: argparse.Namespace) -> str:
+    """Return what `--random-weights` gets: the architecture, or a config.json of its sizes under another name."""
+    if (architecture, options.back_end) != ("mistral-7b", "turbomind"):
+        return architecture
+    path: Path = options.output / "configs" / architecture / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(read_config(architecture) | LLAMA, indent=2))
+    return str(path)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
