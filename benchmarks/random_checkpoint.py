@@ -61,6 +61,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-06,
+        "hidden_act": "gelu_pytorch_tanh",  # SGLang reads this one, transformers the other
         "hidden_activation": "gelu_pytorch_tanh",
     },
     "1b": _qwen2(
@@ -90,6 +91,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "rope_theta": 1000000,
         "rope_local_base_freq": 10000,
         "rms_norm_eps": 1e-06,
+        "hidden_act": "gelu_pytorch_tanh",  # SGLang reads this one, transformers the other
         "hidden_activation": "gelu_pytorch_tanh",
     },
     "deepseek-v2-lite-6l": {  # latent attention, 64 experts

@@ -268,9 +268,10 @@ def _sglang_fraction(parts: _Parts) -> float:
     chunk = settings.max_num_batched_tokens or chunk
     reserved = 512 + max(chunk, 2048) * 1.5 + settings.tensor_parallel_size / 8 * 1024
     if not settings.eager:
+        # Graphs of prefills go without latent attention ("incompatible with MLA attention; disabling prefill CUDA graph").
         is_latent = any(layer.kind == "latent" for layer in parts.architecture.layers)
         longest = min(chunk, settings.max_model_len or chunk)
-        reserved += max_batch * 2 + (1536 if is_latent else _num_prefill_graphs(longest) * 8)
+        reserved += max_batch * 2 + (0 if is_latent else _num_prefill_graphs(longest) * 8)
     if total > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
     return round((total - reserved) / total, 3)

@@ -67,8 +67,8 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
         "vllm": Overheads(
             # vllm/config/cache.py: gpu_memory_utilization, 0.9 before vLLM 0.20.
             utilization=0.92,
-            runtime_bytes=225 * _MIB,  # 0.22 GiB for each of two models (measured)
-            # 0.89 GiB for 28 layers and 0.54 GiB for 26 (measured).
+            runtime_bytes=225 * _MIB,  # 0.22 GiB for each of five models (measured)
+            # 0.98 GiB for 32 layers, 0.89 for 28 and 0.54 for 26 (measured).
             graph_bytes_per_layer=27 * _MIB,
             # bfloat16 logits and their float32 copy, of which not all is there at once: 1.17 GiB for 1,024 rows of
             # 256,000 entries (measured).
@@ -76,19 +76,22 @@ OVERHEADS: Mapping[EngineKind, Overheads] = MappingProxyType(
         ),
         "sglang": Overheads(
             utilization=0.0,  # derived, see budget.py
-            runtime_bytes=100 * _MIB,
-            graph_bytes_per_layer=20 * _MIB,
+            runtime_bytes=195
+            * _MIB,  # 0.19 GiB before the weights are loaded, for each of four models (measured)
+            # 1.52 to 1.84 GiB for 28 and 32 layers, those of prefills included (measured).
+            graph_bytes_per_layer=56 * _MIB,
             logits_bytes=14,
         ),
         "turbomind": Overheads(
             utilization=0.8,  # lmdeploy/messages.py: cache_max_entry_count, of what is free after the weights
-            runtime_bytes=1600 * _MIB,  # with one small model (measured)
+            runtime_bytes=450
+            * _MIB,  # 0.41 and 0.43 GiB with a 7B and an 8B model, 0.68 with a 0.5B one (measured)
             graph_bytes_per_layer=0,
             logits_bytes=10,
         ),
         "pytorch": Overheads(
             utilization=0.8,
-            runtime_bytes=1100 * _MIB,  # with one small model (measured)
+            runtime_bytes=225 * _MIB,  # 0.15 to 0.25 GiB with four models (measured)
             graph_bytes_per_layer=20 * _MIB,
             logits_bytes=10,
         ),
