@@ -12,7 +12,10 @@ from misbehaving_server import Misbehaving, Script, http_server, read_truth
 from modelkit import Model, current_request, method
 from modelkit.benchmark.load import Conversation, Job, split
 from modelkit.benchmark.metrics import measure
-from modelkit.benchmark.targets import TargetSpec, Turn
+from modelkit.benchmark.record import Record
+from modelkit.benchmark.targets import Target, TargetSpec, Turn
+from modelkit.benchmark.targets.base import now_ns
+from modelkit.benchmark.targets.grpc import GrpcTarget
 from modelkit.benchmark.worker import run_jobs
 from modelkit.errors import ServeError
 from modelkit.testing import run_server
@@ -105,6 +108,61 @@ def cumulative(pairs):
     for at, number in pairs:
         total += number
         yield at, total
+
+
+class Together(Target):
+    """Answers all requests that are there at once, as a server does whose streams march in step."""
+
+    def __init__(self, num_at_once):
+        super().__init__(TargetSpec(protocol="http", address=""))
+        self.barrier = asyncio.Barrier(num_at_once)
+        self.encoded_ns = []
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    def encode(self, body):
+        self.encoded_ns.append(now_ns())
+
+    async def stream(self, encoded, arrivals):
+        await self.barrier.wait()
+        arrivals.usage(1, 1, 0)
+        arrivals.message(now_ns(), 1, 1)
+
+
+async def test_what_ends_together_is_noted_before_the_next_request_is_made():
+    target = Together(8)
+    records = [Record(index=number, asked_tokens=1, scheduled_ns=0) for number in range(16)]
+
+    async def slot(number):
+        for record in records[number::8]:
+            await target.ask(Turn("a", 1), [], record)
+
+    await asyncio.gather(*(slot(number) for number in range(8)))
+    assert all(record.is_ok for record in records)
+    assert max(record.ended_ns for record in records[:8]) < min(target.encoded_ns[8:])
+
+
+async def test_a_grpc_request_is_sent_when_the_others_are_no_longer_made(grpc_server, monkeypatch):
+    """gRPC sends in a task of its own: behind the tasks that make their requests at the same time."""
+    made_ns = []
+    encode = GrpcTarget.encode
+    monkeypatch.setattr(
+        GrpcTarget, "encode", lambda self, body: (encode(self, body), made_ns.append(now_ns()))[0]
+    )
+    target = GrpcTarget(TargetSpec(protocol="grpc", address=grpc_server.address))
+    await target.open()
+    records = [Record(index=number, asked_tokens=1, scheduled_ns=0) for number in range(8)]
+    script = Script("at once", tokens=1)
+    try:
+        await asyncio.gather(*(target.ask(Turn(str(script), 1), [], record) for record in records))
+    finally:
+        await target.close()
+    assert all(record.is_ok for record in records)
+    assert max(made_ns) < min(record.sent_ns for record in records)
 
 
 @once_in_a_while
