@@ -19,6 +19,7 @@ from modelkit.benchmark.targets.grpc import GrpcTarget
 from modelkit.benchmark.worker import run_jobs
 from modelkit.errors import ServeError
 from modelkit.testing import run_server
+from wire_tap import wire_tap
 
 # What the two processes may need to exchange a message. An idle machine needs a fraction of a millisecond:
 # benchmarks/bench_accuracy.py prints it.
@@ -95,12 +96,41 @@ async def test_every_message_is_timed_when_it_was_sent(place):
         assert record.counted_by == "usage"
         assert record.output_tokens == sum(record.tokens) == script.tokens
         assert record.cached_tokens == 2
-        arrived_after = [
-            (at - next(when for when, total in cumulative(sent) if total >= got)) * 1e-9
-            for at, got in cumulative(zip(record.times_ns, record.tokens, strict=True))
+        delays = delays_s(record, sent)
+        assert min(delays) >= 0
+        assert statistics.median(delays) < TOLERANCE_S
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@once_in_a_while
+async def test_no_message_is_noted_before_it_passed_the_wire(url, grpc_server, protocol):
+    address = url.removeprefix("http://") if protocol == "http" else grpc_server.address
+    scripts = [Script(f"{uuid4().hex} {number}", tokens=12, per_chunk=3) for number in range(32)]
+    with wire_tap(address, protocol) as tap:
+        spec = TargetSpec(
+            protocol=protocol, address=f"http://{tap.address}" if protocol == "http" else tap.address
+        )
+        records, _ = await play(spec, *scripts, concurrency=16)
+        truth = tap.truth()
+    for script, record in zip(scripts, records, strict=True):
+        passed = truth[script.name]
+        assert record.is_ok, record.error
+        assert sum(number for _, number in passed.sent) == record.output_tokens == script.tokens
+        delays = [
+            (passed.received_ns - record.sent_ns) * 1e-9,
+            *delays_s(record, passed.sent),
+            (record.ended_ns - passed.ended_ns) * 1e-9,
         ]
-        assert min(arrived_after) >= 0
-        assert statistics.median(arrived_after) < TOLERANCE_S
+        assert min(delays) >= 0
+        assert statistics.median(delays) < TOLERANCE_S
+
+
+def delays_s(record, sent):
+    """How long after the truth each message of a record was noted, in seconds."""
+    return [
+        (at - next(when for when, total in cumulative(sent) if total >= got)) * 1e-9
+        for at, got in cumulative(zip(record.times_ns, record.tokens, strict=True))
+    ]
 
 
 def cumulative(pairs):
