@@ -1,6 +1,7 @@
 """A server of OpenAI's API that misbehaves as it is told, and keeps the truth: when it sent each token, by the same clock.
 
     python misbehaving_server.py [--strict] [--pace FIRST_S GAP_S]          prints its port; ends with its stdin
+    python misbehaving_server.py --grpc                                     `Misbehaving` in a process of its own
 
 The request says how to answer, in its prompt: a JSON object of `Script`'s fields. GET /truth returns what was sent, by the
 script's `name`: client and server read CLOCK_MONOTONIC, so the two can be compared to the microsecond. `Misbehaving` is
@@ -233,16 +234,30 @@ class Misbehaving(Model):
 
 
 @contextmanager
-def http_server(*arguments: str) -> Iterator[str]:
-    """Run the HTTP server in a process of its own and return its URL."""
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+def child(script: str, *arguments: str) -> Iterator[subprocess.Popen]:
+    """Run a script of this folder until the block ends: it ends with its stdin."""
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        yield process
     finally:
         process.stdin.close()
         process.wait(10)
         process.stdout.close()
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[str]:
+    """Run the server in a process of its own and return its HOST:PORT."""
+    with child(__file__, *arguments) as process:
+        yield f"127.0.0.1:{int(process.stdout.readline())}"
+
+
+@contextmanager
+def http_server(*arguments: str) -> Iterator[str]:
+    """Run the HTTP server in a process of its own and return its URL."""
+    with server_process(*arguments) as address:
+        yield f"http://{address}"
 
 
 def read_truth(url: str) -> dict[str, Truth]:
@@ -264,7 +279,15 @@ async def main() -> None:
     await asyncio.Event().wait()
 
 
+def serve_grpc() -> None:
+    from modelkit.testing import run_server
+
+    with run_server(Misbehaving) as server:
+        print(server.address.rpartition(":")[2], flush=True)
+        sys.stdin.read()
+
+
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(main())
+    serve_grpc() if "--grpc" in sys.argv else uvloop.run(main())

@@ -12,10 +12,14 @@ from misbehaving_server import Misbehaving, Script, http_server, read_truth
 from modelkit import Model, current_request, method
 from modelkit.benchmark.load import Conversation, Job, split
 from modelkit.benchmark.metrics import measure
-from modelkit.benchmark.targets import TargetSpec, Turn
+from modelkit.benchmark.record import Record
+from modelkit.benchmark.targets import Target, TargetSpec, Turn
+from modelkit.benchmark.targets.base import now_ns
+from modelkit.benchmark.targets.grpc import GrpcTarget
 from modelkit.benchmark.worker import run_jobs
 from modelkit.errors import ServeError
 from modelkit.testing import run_server
+from wire_tap import wire_tap
 
 # What the two processes may need to exchange a message. An idle machine needs a fraction of a millisecond:
 # benchmarks/bench_accuracy.py prints it.
@@ -92,12 +96,41 @@ async def test_every_message_is_timed_when_it_was_sent(place):
         assert record.counted_by == "usage"
         assert record.output_tokens == sum(record.tokens) == script.tokens
         assert record.cached_tokens == 2
-        arrived_after = [
-            (at - next(when for when, total in cumulative(sent) if total >= got)) * 1e-9
-            for at, got in cumulative(zip(record.times_ns, record.tokens, strict=True))
+        delays = delays_s(record, sent)
+        assert min(delays) >= 0
+        assert statistics.median(delays) < TOLERANCE_S
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@once_in_a_while
+async def test_no_message_is_noted_before_it_passed_the_wire(url, grpc_server, protocol):
+    address = url.removeprefix("http://") if protocol == "http" else grpc_server.address
+    scripts = [Script(f"{uuid4().hex} {number}", tokens=12, per_chunk=3) for number in range(32)]
+    with wire_tap(address, protocol) as tap:
+        spec = TargetSpec(
+            protocol=protocol, address=f"http://{tap.address}" if protocol == "http" else tap.address
+        )
+        records, _ = await play(spec, *scripts, concurrency=16)
+        truth = tap.truth()
+    for script, record in zip(scripts, records, strict=True):
+        passed = truth[script.name]
+        assert record.is_ok, record.error
+        assert sum(number for _, number in passed.sent) == record.output_tokens == script.tokens
+        delays = [
+            (passed.received_ns - record.sent_ns) * 1e-9,
+            *delays_s(record, passed.sent),
+            (record.ended_ns - passed.ended_ns) * 1e-9,
         ]
-        assert min(arrived_after) >= 0
-        assert statistics.median(arrived_after) < TOLERANCE_S
+        assert min(delays) >= 0
+        assert statistics.median(delays) < TOLERANCE_S
+
+
+def delays_s(record, sent):
+    """How long after the truth each message of a record was noted, in seconds."""
+    return [
+        (at - next(when for when, total in cumulative(sent) if total >= got)) * 1e-9
+        for at, got in cumulative(zip(record.times_ns, record.tokens, strict=True))
+    ]
 
 
 def cumulative(pairs):
@@ -105,6 +138,61 @@ def cumulative(pairs):
     for at, number in pairs:
         total += number
         yield at, total
+
+
+class Together(Target):
+    """Answers all requests that are there at once, as a server does whose streams march in step."""
+
+    def __init__(self, num_at_once):
+        super().__init__(TargetSpec(protocol="http", address=""))
+        self.barrier = asyncio.Barrier(num_at_once)
+        self.encoded_ns = []
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    def encode(self, body):
+        self.encoded_ns.append(now_ns())
+
+    async def stream(self, encoded, arrivals):
+        await self.barrier.wait()
+        arrivals.usage(1, 1, 0)
+        arrivals.message(now_ns(), 1, 1)
+
+
+async def test_what_ends_together_is_noted_before_the_next_request_is_made():
+    target = Together(8)
+    records = [Record(index=number, asked_tokens=1, scheduled_ns=0) for number in range(16)]
+
+    async def slot(number):
+        for record in records[number::8]:
+            await target.ask(Turn("a", 1), [], record)
+
+    await asyncio.gather(*(slot(number) for number in range(8)))
+    assert all(record.is_ok for record in records)
+    assert max(record.ended_ns for record in records[:8]) < min(target.encoded_ns[8:])
+
+
+async def test_a_grpc_request_is_sent_when_the_others_are_no_longer_made(grpc_server, monkeypatch):
+    """gRPC sends in a task of its own: behind the tasks that make their requests at the same time."""
+    made_ns = []
+    encode = GrpcTarget.encode
+    monkeypatch.setattr(
+        GrpcTarget, "encode", lambda self, body: (encode(self, body), made_ns.append(now_ns()))[0]
+    )
+    target = GrpcTarget(TargetSpec(protocol="grpc", address=grpc_server.address))
+    await target.open()
+    records = [Record(index=number, asked_tokens=1, scheduled_ns=0) for number in range(8)]
+    script = Script("at once", tokens=1)
+    try:
+        await asyncio.gather(*(target.ask(Turn(str(script), 1), [], record) for record in records))
+    finally:
+        await target.close()
+    assert all(record.is_ok for record in records)
+    assert max(made_ns) < min(record.sent_ns for record in records)
 
 
 @once_in_a_while

@@ -64,7 +64,7 @@ class Arrivals:
     """Notes the messages of one answer, and at its end how many tokens each has carried."""
 
     def __init__(self, record: Record, *, keep_text: bool) -> None:
-        self._record = record
+        self.record = record
         self._keep_text = keep_text
         self._weights: list[int] = []
         self.told = 0
@@ -73,16 +73,16 @@ class Arrivals:
     def message(self, at_ns: int, weight: int, total_tokens: int | None, text: str = "") -> None:
         """Note a message that seems to carry `weight` tokens; `total_tokens` is the server's count so far, if it told."""
         if total_tokens is not None:
-            self._record.arrive(at_ns, max(0, total_tokens - self.told))
+            self.record.arrive(at_ns, max(0, total_tokens - self.told))
             self.told = max(self.told, total_tokens)
         elif weight:
             self._all_told = False
-            self._record.arrive(at_ns, 0)
+            self.record.arrive(at_ns, 0)
         else:
             return
         self._weights.append(weight)
         if self._keep_text:
-            self._record.text += text
+            self.record.text += text
 
     @property
     def is_told(self) -> bool:
@@ -91,15 +91,15 @@ class Arrivals:
 
     def usage(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> None:
         """Note the totals."""
-        self._record.prompt_tokens = prompt_tokens
-        self._record.output_tokens = output_tokens
-        self._record.cached_tokens = cached_tokens
+        self.record.prompt_tokens = prompt_tokens
+        self.record.output_tokens = output_tokens
+        self.record.cached_tokens = cached_tokens
 
     def settle(self) -> None:
         """Attribute the tokens, once the answer is complete."""
-        told = self._all_told and self.told == self._record.output_tokens
-        self._record.counted_by = BY_USAGE if told else BY_SPREAD
-        self._record.settle(None if told else self._weights)
+        told = self._all_told and self.told == self.record.output_tokens
+        self.record.counted_by = BY_USAGE if told else BY_SPREAD
+        self.record.settle(None if told else self._weights)
 
 
 class Target(ABC):
@@ -125,30 +125,33 @@ class Target(ABC):
         """Return what goes over the wire for a request; called before the clock starts."""
 
     @abstractmethod
-    async def stream(self, encoded: Any, record: Record) -> None:
+    async def stream(self, encoded: Any, arrivals: Arrivals) -> None:
         """Send a request and note its answer. Raises RequestFailed."""
 
     async def ask(self, turn: Turn, history: Sequence[Mapping[str, Any]], record: Record) -> None:
         """Send one request and fill in its record; a request that fails is a result too and raises nothing."""
         encoded = self.encode(request_body(self.spec, turn, history))
+        arrivals = Arrivals(record, keep_text=self.spec.keep_text)
         record.sent_ns = now_ns()
         try:
             async with asyncio.timeout(self.spec.timeout_s):
-                await self.stream(encoded, record)
+                await self.stream(encoded, arrivals)
             record.status = OK
-            if not record.output_tokens:
-                record.status, record.error = (
-                    "NO_TOKENS",
-                    "the answer has no token, or its server told no usage",
-                )
         except TimeoutError:
             record.status, record.error = "TIMEOUT", f"no end within {self.spec.timeout_s:g} s"
         except RequestFailed as failure:
             record.status, record.error = failure.code, str(failure)[:500]
         finally:
             record.ended_ns = now_ns()
-            if record.status != OK:
-                record.settle([1] * len(record.times_ns) if not any(record.tokens) else None)
+        # Answers of equal length end together. The others are noted first: what follows, and the next request, takes time.
+        await asyncio.sleep(0)
+        if record.status == OK:
+            arrivals.settle()
+            if not record.output_tokens:
+                record.status = "NO_TOKENS"
+                record.error = "the answer has no token, or its server told no usage"
+        if record.status != OK:
+            record.settle([1] * len(record.times_ns) if not any(record.tokens) else None)
 
 
 def request_body(spec: TargetSpec, turn: Turn, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

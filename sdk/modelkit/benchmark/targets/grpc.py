@@ -21,6 +21,7 @@ from modelkit.inference.v1 import inference_pb2 as pb
 __all__ = ["GrpcTarget"]
 
 TRANSPORT = "openai_stream_transport"
+_GENERATE = "/modelkit.inference.v1.InferenceService/Generate"
 _ANSWER_TIMEOUT_S = 20.0
 
 
@@ -52,14 +53,20 @@ class GrpcTarget(Target):
         else:
             self._channel = opener(settings, *functions)()
         self._stub = inference_stub(self._channel)
+        self._generate = self._channel.unary_stream(
+            _GENERATE, request_serializer=_hand_over, response_deserializer=pb.GenerateResponse.FromString
+        )
         self.method = self.spec.method or await self._choose_method(settings.address)
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
 
-    def encode(self, body: dict[str, Any]) -> pb.GenerateRequest:
+    def encode(self, body: dict[str, Any]) -> bytes:
         """Return the message for a request."""
+        return self._message(body).SerializeToString()
+
+    def _message(self, body: dict[str, Any]) -> pb.GenerateRequest:
         if self.method == TRANSPORT:
             endpoint = "/completions" if self.spec.endpoint == "completions" else "/chat/completions"
             # The usage comes with the call; the chunk that has nothing else is not needed.
@@ -74,10 +81,9 @@ class GrpcTarget(Target):
         }
         return pb.GenerateRequest(method=self.method, arguments=arguments)
 
-    async def stream(self, encoded: Any, record: Record) -> None:
+    async def stream(self, encoded: Any, arrivals: Arrivals) -> None:
         """Call the method and read its messages."""
-        arrivals = Arrivals(record, keep_text=self.spec.keep_text)
-        call = self._stub.Generate(encoded, metadata=self._headers)
+        call = self._generate((encoded, arrivals.record), metadata=self._headers)
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
                 at_ns = now_ns()
@@ -87,7 +93,6 @@ class GrpcTarget(Target):
             raise RequestFailed(error.code().name, error.details() or "") from error
         finally:
             call.cancel()  # nothing where it has ended
-        arrivals.settle()
 
     def _take(self, message: pb.GenerateResponse, at_ns: int, arrivals: Arrivals) -> None:
         num_items = len(message.items)
@@ -126,3 +131,10 @@ class GrpcTarget(Target):
         raise UsageError(
             f"the model at {address} has no method that streams text", cure="bench measures language models"
         )
+
+
+def _hand_over(request: tuple[bytes, Record]) -> bytes:
+    """Note when a request is sent. gRPC asks for its bytes in a task of the call's own, after all that ask meanwhile."""
+    encoded, record = request
+    record.sent_ns = now_ns()
+    return encoded

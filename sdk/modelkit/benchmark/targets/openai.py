@@ -8,7 +8,6 @@ from typing import Any
 import aiohttp
 import orjson
 
-from modelkit.benchmark.record import Record
 from modelkit.benchmark.targets.base import Arrivals, RequestFailed, Target, base_url, now_ns
 from modelkit.errors import ServeError, UsageError
 
@@ -62,21 +61,20 @@ class OpenAITarget(Target):
         """Return the JSON."""
         return orjson.dumps(body)
 
-    async def stream(self, encoded: Any, record: Record) -> None:
+    async def stream(self, encoded: Any, arrivals: Arrivals) -> None:
         """Post the request and read its events."""
         try:
             async with self._session.post(self._url, data=encoded) as response:
-                record.headers_ns = now_ns()
+                arrivals.record.headers_ns = now_ns()
                 if response.status != 200:  # noqa: PLR2004
                     raise RequestFailed(f"HTTP_{response.status}", _message(await response.read()))
-                await self._read(response.content, record)
+                await self._read(response.content, arrivals)
         except aiohttp.ClientConnectorError as error:
             raise RequestFailed("CONNECTION_REFUSED", str(error)) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise RequestFailed("CONNECTION_RESET", f"{type(error).__name__}: {error}") from error
 
-    async def _read(self, content: aiohttp.StreamReader, record: Record) -> None:
-        arrivals = Arrivals(record, keep_text=self.spec.keep_text)
+    async def _read(self, content: aiohttp.StreamReader, arrivals: Arrivals) -> None:
         rest = b""
         while True:
             data = await content.readany()
@@ -87,7 +85,6 @@ class OpenAITarget(Target):
             *events, rest = (rest + data.replace(b"\r\n", b"\n")).split(b"\n\n")
             if _take(events, at_ns, arrivals):
                 break
-        arrivals.settle()
         # The end of the response frees the connection for the next request.
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
