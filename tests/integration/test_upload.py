@@ -10,19 +10,22 @@ import sys
 import tarfile
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
+from bench_record import measured
 from greeter import MODEL, WEIGHTS, with_weights, write_greeter
 from modelkit import Client
 from modelkit.cli.app import main
-from modelkit.config import load_config
+from modelkit.config import BENCH_RECORD, load_config
 from modelkit.registry import Draft, LayoutReference, copy
 from modelkit.registry.base import MANIFEST
 from modelkit.registry.layout import Layout
 from modelkit.versions.attachments import attach, attached
 from modelkit.versions.local import materialize
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
+from modelkit.versions.record import content_digest, write_record
 from modelkit.versions.version import compose
 
 SECRETS = {
@@ -148,6 +151,43 @@ def test_an_attachment_of_somebody_else_does_not_stop_a_verification(folder, run
     lines = run("verify", "greeter:v1", code=1).out.splitlines()
     assert any(line.startswith("provenance") and "not written as it should be" in line for line in lines)
     assert any(line.startswith("signature") for line in lines)
+
+
+def test_the_record_of_a_benchmark_goes_along(folder, run, registry, keys):
+    name = f"{registry.host}/team/{uuid.uuid4().hex[:8]}"
+    first = json.loads(run("upload", folder, "--to", name, "--json").out)
+    assert first["record"] is None
+    write_record(folder, measured(content_digest(folder)))
+    for to in ((), ("--to", name, "--sign-key", keys / "sign.key")):
+        told = run("upload", folder, *to)
+        assert "with the benchmark's record of 2026-01-01T00:00:00+00:00" in told.err
+    second = json.loads(run("upload", folder, "--to", name, "--json").out)
+    assert (second["digest"], second["record"]) == (first["digest"], "run-0")
+    assert (
+        run("versions", "greeter")
+        .out.splitlines()[1]
+        .endswith("1,000 tokens/s at c=100, TTFT 20 ms, vllm, NVIDIA H200")
+    )
+    (listed,) = json.loads(run("versions", "greeter", "--json").out)
+    assert listed["record"]["output_tok_s"] == 1000.0
+    assert "measured" not in run("versions", name).out
+    assert "record      ok" in run("verify", f"{name}:v1", "--key", keys / "sign.pub").out
+    run("pull", f"{name}:v1", "--to", "pulled")
+    assert json.loads(Path("pulled", BENCH_RECORD).read_bytes())["run_id"] == "run-0"
+
+
+def test_a_record_of_another_state_is_a_warning(folder, run):
+    write_record(folder, measured(content_digest(folder)))
+    run("upload", folder)
+    (folder / "model.py").write_text(MODEL + "# changed\n")
+    told = run("upload", folder, "--json")
+    assert "the benchmark's record is not attached: code, config or weights are others now" in told.err
+    assert json.loads(told.out)["record"] is None
+    write_record(folder, measured(content_digest(folder), speed=120.0))
+    run("upload", folder)
+    assert "~ vllm grpc c=100 tokens/s: 1,000.0 -> 1,200.0" in run("diff", "greeter:v1", "v2").out
+    (folder / BENCH_RECORD).write_text("{")
+    assert "it is damaged" in run("upload", folder).err
 
 
 def test_a_signature_that_openssl_checks_too(folder, run, keys, registry, tmp_path):

@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
-
-import orjson
+from typing import Any
 
 from modelkit.benchmark.results import SCHEMA_VERSION
 from modelkit.benchmark.sweep import throughput
+from modelkit.versions.record import write_record
 
-__all__ = ["LATEST", "record_of", "write_latest"]
+__all__ = ["record_of", "write_latest"]
 
-LATEST: Final = Path(".modelkit") / "bench" / "latest.json"
 _TIMES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_s")
 
 
 def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is worth keeping with a version of the model: who was measured, and the figures of each level."""
+    """Return what is worth keeping beside the model: who was measured, and the figures of each level.
+
+    Not all of it travels with a version: `versions.record` says what does, by name.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run["run_id"],
@@ -39,13 +40,8 @@ def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_latest(model_dir: Path, run: Mapping[str, Any]) -> Path:
-    """Write the record, in one step."""
-    path = model_dir / LATEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(orjson.dumps(record_of(run), option=orjson.OPT_INDENT_2) + b"\n")
-    draft.replace(path)
-    return path
+    """Write the record of a run."""
+    return write_record(model_dir, record_of(run))
 
 
 def _level(level: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +55,8 @@ def _level(level: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "subject": level["subject"],
         "load": level["load"],
+        "concurrency": level["concurrency"],
+        "rate": level["rate"],
         "repeat": level["repeat"],
         "output_tok_s": throughput(metrics),
         "req_s": metrics["req_s"],

@@ -63,12 +63,20 @@ class Store:
         return next((level for level in self.run["levels"] if level["id"] == level_id), None)
 
     def set_subject(self, subject: Mapping[str, Any]) -> None:
-        """Put what is known of a subject into the run; what an earlier part of the run knew stays where it is not."""
+        """Put what is known of a subject into the run; what an earlier part of the run knew stays where it is not.
+
+        Where the folder has changed since that part, the run is of neither content, and names none.
+        """
         known = next((one for one in self.run["subjects"] if one["name"] == subject["name"]), None)
         if known is None:
             self.run["subjects"].append(dict(subject))
         else:
+            is_other = "content_digest" in subject and subject["content_digest"] != known.get(
+                "content_digest"
+            )
             known.update({key: value for key, value in subject.items() if value is not None})
+            if is_other and any(level["subject"] == subject["name"] for level in self.run["levels"]):
+                known["content_digest"] = None
         self.write()
 
     def add(self, level: Mapping[str, Any], records: Sequence[Record]) -> None:

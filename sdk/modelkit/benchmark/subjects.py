@@ -17,7 +17,8 @@ from modelkit.benchmark.serving import Served, serving
 from modelkit.benchmark.targets import Protocol, TargetSpec, base_url
 from modelkit.benchmark.tokens import open_texts
 from modelkit.config import Config, find_config, load_config
-from modelkit.errors import UsageError
+from modelkit.errors import ModelkitError, UsageError
+from modelkit.versions.record import content_digest
 
 __all__ = ["FolderSource", "RandomSource", "ServerSource", "Source"]
 
@@ -103,6 +104,12 @@ class FolderSource:
             config, _ = switch_engine(config, self.engine)
         return config
 
+    def _content_digest(self) -> str | None:
+        """Return what is measured, but for the engine, which the subject names; None for what could not be uploaded."""
+        with suppress(ModelkitError):
+            return content_digest(self.folder, environment=self.environment, overrides=self.overrides)
+        return None
+
     def _subjects(self, served: Served) -> Iterator[Subject]:
         config = self._config()
         checkpoint = _checkpoint(config, self.folder)
@@ -110,6 +117,8 @@ class FolderSource:
         info = _describe(config, checkpoint, content) | {"ready_s": round(served.ready_s, 2)}
         if self.is_random:
             info["weights"] = "random"
+        else:
+            info["content_digest"] = self._content_digest()
         gpus = _gpu_names()
         for name, protocol in zip(self.names, self.protocols, strict=True):
             tokenizer = checkpoint if checkpoint and (checkpoint / "tokenizer.json").is_file() else None
@@ -264,9 +273,10 @@ def _checkpoint(config: Config, folder: Path) -> Path | None:
     if config.checkpoints is None:
         return None
     from modelkit.checkpoints.lock import DEFAULT_NAME
-    from modelkit.checkpoints.resolve import prepare
+    from modelkit.checkpoints.resolve import Terms, prepare
 
-    return prepare(config, folder)[DEFAULT_NAME]
+    # The server, which runs already, has written modelkit.lock where the settings allow it.
+    return prepare(config, folder, Terms(writes_lock=False))[DEFAULT_NAME]
 
 
 def _config_json(checkpoint: Path | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Show what is different between two versions.
 
-    Config, methods and what of them breaks callers, files, weights, dependencies, image.
+    Config, methods and what of them breaks callers, files, weights, dependencies, image, and how the figures of `modelkit bench` moved.
     """
     from modelkit.versions.diff import diff
     from modelkit.versions.names import open_version, version_reference
@@ -50,7 +50,7 @@ def command(
 
 def _text(found: "Difference") -> str:
     sections = []
-    for name in ("config", "methods", "files", "weights", "dependencies", "image"):
+    for name in ("config", "methods", "files", "weights", "dependencies", "image", "record"):
         changes: tuple[Change, ...] = getattr(found, name)
         if changes:
             sections.append("\n".join([console.paint(name, "bold"), *map(_line, changes)]))

@@ -10,7 +10,7 @@ import typer
 
 from modelkit.cli import console
 from modelkit.cli.options import Environment, Overrides
-from modelkit.errors import BuildError, RegistryError, UsageError
+from modelkit.errors import BuildError, Problem, RegistryError, UsageError
 from modelkit.progress import size_text
 
 if TYPE_CHECKING:
@@ -116,8 +116,9 @@ def command(
             else _build_image(folder, chosen, options)
         ) as part:
             folder = add_image(folder, part)
-            result = _upload(folder, store, target, preflight, key)
-    _report(folder, target, result, signed_with=sign_key, as_json=as_json)
+            record = _record(folder)
+            result = _upload(folder, store, target, preflight, record, key)
+    _report(folder, target, result, record, signed_with=sign_key, as_json=as_json)
 
 
 @contextmanager
@@ -175,9 +176,26 @@ def _lock(folder: "Folder", *, writes_lock: bool) -> "Lock":
     return lock
 
 
+def _record(folder: "Folder") -> dict[str, Any] | None:
+    """Return the benchmark's record of this content; where the folder has one that will not do, say why."""
+    from modelkit.versions.record import read_record
+
+    found = read_record(folder)
+    if isinstance(found, Problem):
+        console.problems([found])
+        return None
+    return found
+
+
 def _upload(
-    folder: "Folder", store: "Store", target: "Reference | LayoutReference", preflight: "Preflight", key: Any
+    folder: "Folder",
+    store: "Store",
+    target: "Reference | LayoutReference",
+    preflight: "Preflight",
+    record: dict[str, Any] | None,
+    key: Any,
 ) -> "UploadResult":
+    from modelkit.versions.record import attach_record
     from modelkit.versions.signing import sign
     from modelkit.versions.upload import upload
     from modelkit.versions.version import compose
@@ -187,6 +205,8 @@ def _upload(
 
     def attach(store: "Store", index: "Manifest") -> None:
         _attach_documents(folder, store, index)
+        if record is not None:
+            attach_record(store, index, record)
         if key is not None:
             sign(store, index, key)
 
@@ -216,6 +236,7 @@ def _report(
     folder: "Folder",
     target: "Reference | LayoutReference",
     result: "UploadResult",
+    record: dict[str, Any] | None,
     *,
     signed_with: Path | None,
     as_json: bool,
@@ -235,6 +256,7 @@ def _report(
                 "image": content.image is not None,
                 "weights": [checkpoint.name for checkpoint in content.checkpoints],
                 "breaking": list(result.breaking),
+                "record": None if record is None else record["run_id"],
                 "signed": signed_with is not None,
             }
         )
@@ -248,6 +270,8 @@ def _report(
     if target.tag not in {None, result.tag}:
         console.info(f"  {target.tag} is {result.tag} now")
     console.info(f"  {_parts(folder)}")
+    if record is not None:
+        console.info(f"  with the benchmark's record of {record['started_at']}")
     if signed_with is not None:
         console.info(f"  signed with {signed_with}")
     console.result(f"{reference}@{result.digest}")

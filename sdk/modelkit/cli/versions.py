@@ -1,7 +1,7 @@
 """`modelkit versions`: what versions of a model there are, or of all models on this machine."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,18 +47,18 @@ def command(
 
 
 def _entries(model: "Reference | LayoutReference", *, plain_http: bool) -> "list[Entry]":
-    from modelkit.registry import open_store
+    from modelkit.registry import LayoutReference, open_store
     from modelkit.versions.catalog import list_entries
 
     with open_store(model, plain_http=plain_http, on_note=console.info) as store:
-        return list_entries(store)
+        return list_entries(store, with_records=isinstance(model, LayoutReference))
 
 
 def _table(entries: "Sequence[Entry]") -> str:
-    rows = [("version", "digest", "package", "weights", "image", "also")]
+    rows = [("version", "digest", "package", "weights", "image", "also", "measured")]
     for entry in entries:
         if entry.problem:
-            rows.append((f"{entry.name}:{entry.tag}", entry.digest[:19], entry.problem, "", "", ""))
+            rows.append((f"{entry.name}:{entry.tag}", entry.digest[:19], entry.problem, "", "", "", ""))
             continue
         rows.append(
             (
@@ -68,6 +68,20 @@ def _table(entries: "Sequence[Entry]") -> str:
                 size_text(entry.weights_bytes) if entry.weights_bytes else "-",
                 " ".join(entry.platforms) or "-",
                 " ".join(entry.tags),
+                figures_text(entry.record) if entry.record else "",
             )
         )
-    return table(rows)
+    has_records = any(entry.record for entry in entries)
+    return table(rows if has_records else [row[:-1] for row in rows])
+
+
+def figures_text(record: "Mapping[str, Any]") -> str:
+    """Return what a benchmark comes to in a line."""
+    ttft = record["ttft_p50_ms"]
+    parts = [
+        f"{record['output_tok_s']:,.0f} tokens/s at {record['load']}",
+        "" if ttft is None else f"TTFT {ttft:,.0f} ms",
+        record["engine"] or "",
+        record["gpu"] or "no GPU",
+    ]
+    return ", ".join(filter(None, parts))

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modelkit.config import BENCH_RECORD
 from modelkit.errors import ConfigError, Problem
 from modelkit.package.ignore import is_never_wanted, looks_secret, read_rules
 from modelkit.package.secrets import find_secrets
@@ -68,7 +69,9 @@ def collect(
     """
     rules = read_rules(model_dir)
     warnings: list[Problem] = []
-    found = sorted(_walk(model_dir, {path.resolve() for path in without}, warnings), key=lambda item: item[0])
+    # What was measured of a model is no part of it: measuring would change its digest, and a run has this machine's paths.
+    left_out = {path.resolve() for path in (*without, model_dir / BENCH_RECORD.parent)}
+    found = sorted(_walk(model_dir, left_out, warnings), key=lambda item: item[0])
     kept = [(name, path) for name, path in found if rules is None or not rules.match_file(name)]
     secrets = find_secrets(kept, secret_values or {})
     if secrets:

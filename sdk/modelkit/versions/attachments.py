@@ -1,13 +1,15 @@
-"""What is attached to a version after the fact, and found by its digest: an SBOM, where it came from, signatures."""
+"""What is attached to a version after the fact, and found by its digest: an SBOM, where it came from, how fast it is, signatures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modelkit.registry import Draft, Manifest, Store, copy
+from modelkit.registry import Descriptor, Draft, Manifest, Store, copy
 from modelkit.registry.base import EMPTY_CONFIG, MANIFEST
 from modelkit.registry.content import verified
 
-__all__ = ["attach", "attached"]
+__all__ = ["CREATED", "attach", "attached", "newest_attached"]
+
+CREATED = "org.opencontainers.image.created"
 
 
 def attach(
@@ -34,7 +36,19 @@ def attach(
 
 def attached(store: Store, digest: str, artifact_type: str) -> Sequence[bytes]:
     """Return the data of all attachments of a kind, verified."""
-    found = [each for each in store.referrers(digest) if each.artifact_type == artifact_type]
-    manifests = [store.get_manifest(each.digest) for each in found]
-    blobs = [manifest.blobs[-1] for manifest in manifests]
-    return [b"".join(verified(store.read_blob(blob), blob)) for blob in blobs]
+    return [_read(store, each) for each in _found(store, digest, artifact_type)]
+
+
+def newest_attached(store: Store, digest: str, artifact_type: str) -> bytes | None:
+    """Return the data of the last attachment of a kind by the time in its annotations, verified; None without any."""
+    found = _found(store, digest, artifact_type)
+    return _read(store, max(found, key=lambda each: each.annotations.get(CREATED, ""))) if found else None
+
+
+def _found(store: Store, digest: str, artifact_type: str) -> list[Descriptor]:
+    return [each for each in store.referrers(digest) if each.artifact_type == artifact_type]
+
+
+def _read(store: Store, attachment: Descriptor) -> bytes:
+    blob = store.get_manifest(attachment.digest).blobs[-1]
+    return b"".join(verified(store.read_blob(blob), blob))

@@ -1,6 +1,6 @@
 """What versions there are: of one model, or of all that are kept on this machine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,19 @@ from typing import Any
 from modelkit.errors import ModelkitError, RegistryError
 from modelkit.registry import LayoutReference, Store
 from modelkit.registry.reference import registry_dir
+from modelkit.versions.record import attached_record, headline
 from modelkit.versions.upload import LATEST, version_numbers
-from modelkit.versions.version import read_version
+from modelkit.versions.version import Version, read_version
 
 __all__ = ["Entry", "kept_models", "list_entries"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One version in a list. `tags` are the other names that it has, such as "latest"."""
+    """One version in a list. `tags` are the other names that it has, such as "latest".
+
+    `record` is what its benchmark comes to, where one is attached and it was looked for.
+    """
 
     name: str
     tag: str
@@ -25,15 +29,24 @@ class Entry:
     package_bytes: int
     weights_bytes: int
     platforms: tuple[str, ...]
+    record: Mapping[str, Any] | None = None
     problem: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return what a script may want to know."""
-        return {name: getattr(self, name) for name in Entry.__slots__ if name != "problem" or self.problem}
+        optional = {"problem", "record"}
+        return {
+            name: getattr(self, name)
+            for name in Entry.__slots__
+            if name not in optional or getattr(self, name)
+        }
 
 
-def list_entries(store: Store) -> list[Entry]:
-    """Return every version of a model, the newest first. One that cannot be read is listed with its problem."""
+def list_entries(store: Store, *, with_records: bool = False) -> list[Entry]:
+    """Return every version of a model, the newest first. One that cannot be read is listed with its problem.
+
+    Records take three more requests a version, so they are looked for where a request is a look into a folder.
+    """
     names: dict[str, list[str]] = {}
     numbered = [f"v{number}" for number in reversed(version_numbers(store))]
     others = [tag for tag in store.tags() if tag not in numbered and not tag.startswith("sha256-")]
@@ -41,10 +54,10 @@ def list_entries(store: Store) -> list[Entry]:
         found = store.find_manifest(tag)
         if found is not None:
             names.setdefault(found.digest, []).append(tag)
-    return [_entry(store, tag, names) for tag in numbered]
+    return [_entry(store, tag, names, with_records=with_records) for tag in numbered]
 
 
-def _entry(store: Store, tag: str, names: dict[str, list[str]]) -> Entry:
+def _entry(store: Store, tag: str, names: dict[str, list[str]], *, with_records: bool) -> Entry:
     try:
         version = read_version(store, tag)
     except RegistryError as error:
@@ -65,7 +78,13 @@ def _entry(store: Store, tag: str, names: dict[str, list[str]]) -> Entry:
             f"{(image.platform or {}).get('os')}/{(image.platform or {}).get('architecture')}"
             for image in version.images
         ),
+        record=_record(version) if with_records else None,
     )
+
+
+def _record(version: Version) -> dict[str, Any] | None:
+    record = attached_record(version.store, version.index.digest)
+    return None if record is None else headline(record, (version.config.get("engine") or {}).get("name"))
 
 
 def kept_models() -> Iterator[LayoutReference]:

@@ -1,10 +1,11 @@
-"""What is different between two versions: config, methods, files, weights, dependencies, image."""
+"""What is different between two versions: config, methods, files, weights, dependencies, image, figures."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from modelkit.package import read_member
+from modelkit.versions.record import attached_record, figures
 from modelkit.versions.signatures import breaking_changes
 from modelkit.versions.version import Version
 
@@ -22,7 +23,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """All changes from one version to another. `breaking` says which of the methods' break callers."""
+    """All changes from one version to another. `breaking` says which of the methods' break callers.
+
+    `record` is how the benchmark's figures moved, where both have some, with what else was different when they were
+    measured: another GPU, another load.
+    """
 
     config: tuple[Change, ...] = ()
     methods: tuple[Change, ...] = ()
@@ -30,7 +35,8 @@ class Difference:
     files: tuple[Change, ...] = ()
     weights: tuple[Change, ...] = ()
     dependencies: tuple[Change, ...] = ()
-    image: tuple[Change, ...] = field(default=())
+    image: tuple[Change, ...] = ()
+    record: tuple[Change, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return what a script may want to know: every section, empty where nothing changed."""
@@ -54,6 +60,7 @@ def diff(old: Version, new: Version) -> Difference:
         weights=_changes(dict(_weights(old)), dict(_weights(new))),
         dependencies=_changes(_requirements(old), _requirements(new)),
         image=_changes(_images(old), _images(new)),
+        record=_moved(old, new),
     )
 
 
@@ -100,6 +107,23 @@ def _images(version: Version) -> dict[str, str]:
         f"{(image.platform or {}).get('os')}/{(image.platform or {}).get('architecture')}": image.digest[:19]
         for image in version.images
     }
+
+
+def _moved(old: Version, new: Version) -> tuple[Change, ...]:
+    before, after = (attached_record(each.store, each.index.digest) for each in (old, new))
+    return () if before is None or after is None else _changes(_measured(before), _measured(after))
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures by what was measured, rounded to what they are good for, and under which conditions."""
+    gpus = ", ".join(str(gpu.get("name")) for gpu in record["gpus"])
+    said = {"GPU": gpus or "none", **dict(_leaves(record["workload"], "workload"))}
+    for each in figures(record):
+        name = " ".join(filter(None, (each.engine or each.subject, each.protocol, each.load)))
+        said[f"{name} tokens/s"] = f"{each.output_tok_s:,.1f}"
+        times = {"TTFT p50, ms": each.ttft_p50_ms, "TPOT p50, ms": each.tpot_p50_ms}
+        said |= {f"{name} {what}": f"{value:,.1f}" for what, value in times.items() if value is not None}
+    return said
 
 
 def _requirements(version: Version) -> dict[str, str]:

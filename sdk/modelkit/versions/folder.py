@@ -11,12 +11,20 @@ from modelkit.checkpoints.lock import Lock, LockedCheckpoint, named_checkpoints
 from modelkit.config import Config, find_config, load_config
 from modelkit.errors import ConfigError, Problem
 from modelkit.model import import_checked_class, read_signatures
-from modelkit.package import collect
+from modelkit.package import Package, collect
 from modelkit.versions.signatures import signatures_document
 from modelkit.versions.version import ImagePart, VersionContent
 from modelkit.versions.weights import weigh_folder
 
-__all__ = ["Folder", "add_image", "add_weights", "read_folder", "secret_values", "wants_weights"]
+__all__ = [
+    "Folder",
+    "add_image",
+    "add_weights",
+    "collect_folder",
+    "read_folder",
+    "secret_values",
+    "wants_weights",
+]
 
 _MIN_CHARACTERS = 8  # of a secret: a shorter one would be found by chance
 
@@ -43,11 +51,10 @@ def read_folder(
     """
     config = load_config(path, environment=environment, overrides=overrides)
     model_dir = find_config(path).parent
-    secrets = secret_values(config)
     document = config.model_dump(mode="json")
-    _refuse_secrets(document, secrets, find_config(path))
+    _refuse_secrets(document, secret_values(config), find_config(path))
     signatures = signatures_document(read_signatures(import_checked_class(model_dir)))
-    package = collect(model_dir, without=_checkpoint_dirs(config, model_dir), secret_values=secrets)
+    package = collect_folder(config, model_dir)
     content = VersionContent(
         model_id=config.model.id,
         config=document,
@@ -57,6 +64,12 @@ def read_folder(
         overrides=tuple(overrides),
     )
     return Folder(model_dir, config, content, package.warnings)
+
+
+def collect_folder(config: Config, model_dir: Path) -> Package:
+    """Return the package of a model folder. Raises ConfigError where a secret is inside of it."""
+    without = _checkpoint_dirs(config, model_dir)
+    return collect(model_dir, without=without, secret_values=secret_values(config))
 
 
 def add_weights(folder: Folder, lock: Lock, places: Mapping[str, Path]) -> Folder:

@@ -11,6 +11,7 @@ __all__ = [
     "PACKAGE",
     "PACKAGE_BUNDLE",
     "PACKAGE_MANIFEST",
+    "RECORD",
     "SIGNATURES",
 ]
 
@@ -20,6 +21,7 @@ PACKAGE_BUNDLE: Final = "application/vnd.modelkit.package.bundle.v1.tar"
 CONFIG: Final = "application/vnd.modelkit.config.v1+json"
 SIGNATURES: Final = "application/vnd.modelkit.signatures.v1+json"
 LOCK: Final = "application/vnd.modelkit.lock.v1+json"
+RECORD: Final = "application/vnd.modelkit.benchmark.v1+json"
 CYCLONEDX: Final = "application/vnd.cyclonedx+json"
 IN_TOTO: Final = "application/vnd.in-toto+json"
 

@@ -1,4 +1,4 @@
-"""Makes a model folder of a version again: the package, modelkit.lock, and the weights, each file verified.
+"""Makes a model folder of a version again: the package, modelkit.lock, the weights, each file verified; and the record.
 
 The folder is made aside and moved when it is whole. Weights that have arrived stay in the folder beside it when a pull
 is cut off, and the next one goes on with the others.
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from modelkit.progress import NO_PROGRESS, TransferProgress, size_text
 from modelkit.registry.content import PIECE_BYTES, verified
 from modelkit.registry.modelpack import WeightLayer, check_complete, check_path
 from modelkit.registry.transfer import in_parallel
+from modelkit.versions.record import attached_record, write_record
 from modelkit.versions.version import Version
 
 __all__ = ["PulledModel", "pull", "pulled_model"]
@@ -75,6 +76,7 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             _check_files(files, draft)
             _write_lock(version, draft)
             _keep_weights(version, places, draft)
+            _put_record(version, draft)
             _finish(draft, folder)
     except OSError as error:
         raise LoadError(
@@ -88,6 +90,14 @@ def _write_lock(version: Version, draft: Path) -> None:
     """Put the lock of the settings in the place of the package's, where some were laid over its config.yaml."""
     if version.lock is not None and version.settings != (None, ()):
         (draft / LOCK_NAME).write_bytes(version.lock)
+
+
+def _put_record(version: Version, draft: Path) -> None:
+    """Put the record of the last benchmark where `modelkit bench` would; the folder is whole without it."""
+    with suppress(RegistryError):
+        record = attached_record(version.store, version.index.digest)
+        if record is not None:
+            write_record(draft, record)
 
 
 def pulled_model(version: Version, folder: Path) -> PulledModel:

@@ -15,6 +15,7 @@ from modelkit.registry.modelpack import check_complete
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.attachments import attached
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
+from modelkit.versions.record import attached_record
 from modelkit.versions.signing import find_signer, load_public_key
 from modelkit.versions.version import Version
 
@@ -53,6 +54,7 @@ def verify(
         ("lock", lambda: _check_lock(version)),
         ("sbom", lambda: _check_attached(version, CYCLONEDX)),
         ("provenance", lambda: _check_provenance(version)),
+        ("record", lambda: _check_record(version)),
         ("signature", lambda: _check_signature(version, key, public_key)),
     ]
     return [_run(name, check) for name, check in checks]
@@ -137,6 +139,11 @@ def _check_provenance(version: Version) -> tuple[bool | None, str]:
     if version.index.digest not in named:
         return False, "it is about another version"
     return True, f"made {statement['predicate']['runDetails']['metadata']['finishedOn']}"
+
+
+def _check_record(version: Version) -> tuple[bool | None, str]:
+    record = attached_record(version.store, version.index.digest)
+    return (None, "none is attached") if record is None else (True, f"measured {record['started_at']}")
 
 
 def _check_signature(

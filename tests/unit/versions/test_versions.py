@@ -399,7 +399,8 @@ def test_verify_finds_what_is_damaged(folder, tmp_path):
     send(folder, layout)
     version = read_version(layout, "v1")
     assert {check.name: check.is_fine for check in verify(version)} == {
-        "content": True, "weights": True, "lock": True, "sbom": None, "provenance": None, "signature": None,
+        "content": True, "weights": True, "lock": True, "sbom": None, "provenance": None, "record": None,
+        "signature": None,
     }  # fmt: skip
     layer = next(each for each in version.weight_layers("default") if each.path == "model.safetensors")
     path = layout.blob_path(layer.descriptor.digest)
