@@ -358,6 +358,33 @@ def test_a_folder_is_served_and_measured_over_both_protocols(tiny_chat_checkpoin
     latest.unlink()
 
 
+def test_what_was_measured_goes_with_the_version_that_it_was_measured_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODELKIT_REGISTRY_DIR", str(tmp_path / "versions"))
+    folder = tmp_path / "parrot"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoint/README.md").write_text("No weights at all.\n")
+    (folder / "config.yaml").write_text(
+        "model: {id: parrot}\nengine: {name: echo}\ncheckpoints: {type: local, path: checkpoint}\n"
+    )
+    (folder / "model.py").write_text("from modelkit import LLM\n\n\nclass Parrot(LLM):\n    pass\n")
+    done = bench(folder, *SMALL, "--concurrency", "1,2", "--set", "engine.max_model_len=512")
+    assert done.returncode == 0, done.stderr
+
+    def upload(*options):
+        assert main(["upload", str(folder), "--no-image", "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert upload()["record"] is None
+    first = upload("--set", "engine.max_model_len=512")
+    assert first["record"]
+    (run,) = (path for path in (folder / ".modelkit/bench").iterdir() if path.is_dir())
+    assert (first["record"], load(run)["subjects"][0]["engine"]) == (run.name, "echo")
+    assert main(["pull", "parrot:v2", "--to", "pulled"]) == 0
+    assert not (tmp_path / "pulled/.modelkit/bench" / run.name).exists()
+    brought = json.loads((tmp_path / "pulled/.modelkit/bench/latest.json").read_bytes())
+    assert (brought["run_id"], len(brought["levels"])) == (run.name, 2)
+
+
 def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()

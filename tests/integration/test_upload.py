@@ -181,7 +181,7 @@ def test_a_record_of_another_state_is_a_warning(folder, run):
     run("upload", folder)
     (folder / "model.py").write_text(MODEL + "# changed\n")
     told = run("upload", folder, "--json")
-    assert "the benchmark's record is not attached: code, config or weights are others now" in told.err
+    assert "the benchmark's record is not attached: it is not of this code, config and weights" in told.err
     assert json.loads(told.out)["record"] is None
     write_record(folder, measured(content_digest(folder), speed=120.0))
     run("upload", folder)

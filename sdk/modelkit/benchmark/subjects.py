@@ -86,6 +86,7 @@ class FolderSource:
         async with serving(
             self.folder, self._options(), log, lambda stage: on_stage(f"{self.names[0]}: {stage}")
         ) as served:
+            on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
             yield list(self._subjects(served))
 
     def _options(self) -> list[str]:

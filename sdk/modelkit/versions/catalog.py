@@ -45,7 +45,7 @@ class Entry:
 def list_entries(store: Store, *, with_records: bool = False) -> list[Entry]:
     """Return every version of a model, the newest first. One that cannot be read is listed with its problem.
 
-    Records take three more requests a version, so they are looked for where a request is a look into a folder.
+    Records take 3 to 5 more requests a version, so they are looked for where a request is a look into a folder.
     """
     names: dict[str, list[str]] = {}
     numbered = [f"v{number}" for number in reversed(version_numbers(store))]

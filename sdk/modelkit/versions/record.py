@@ -4,7 +4,7 @@ It is attached, and no part of the version: measuring again makes no new one. `m
 measured, and only figures of exactly that content are attached to a version.
 """
 
-import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +21,7 @@ from modelkit.errors import Problem
 from modelkit.package import Package
 from modelkit.package.secrets import find_secrets
 from modelkit.registry import Manifest, Store
+from modelkit.registry.base import sha256_digest
 from modelkit.versions.attachments import CREATED, attach, newest_attached
 from modelkit.versions.folder import Folder, collect_folder, secret_values
 from modelkit.versions.media_types import RECORD
@@ -76,7 +77,7 @@ def _digest(package: Package, config: Mapping[str, Any], lock: bytes | None) -> 
     # The lock counts by what it comes to: an upload writes the file where it is missing or behind.
     files = [file for file in package.manifest()["files"] if file["path"] != LOCK_NAME]
     content = {"files": files, "config": config, "lock": (lock or b"").decode()}
-    return f"sha256:{hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()}"
+    return sha256_digest(json.dumps(content, sort_keys=True).encode())
 
 
 # ---------------------------------------------------------------------------------------------------- folder and version
@@ -88,11 +89,11 @@ def read_record(folder: Folder) -> dict[str, Any] | Problem | None:
     A Problem, and no error, where it is damaged, holds a secret, or is of another content than the folder has now.
     """
     path, content = folder.path / BENCH_RECORD, folder.content
-    again = "`modelkit bench` measures what is uploaded now, with the same --env and --set"
+    digest = _digest(content.package, content.config, content.lock)
     try:
         data = path.read_bytes()
         secrets = find_secrets([(path.name, path)], secret_values(folder.config))
-        record = _of_content(orjson.loads(data), _digest(content.package, content.config, content.lock))
+        record = _of_content(orjson.loads(data), digest)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -100,10 +101,11 @@ def read_record(folder: Folder) -> dict[str, Any] | Problem | None:
     except _UNREADABLE:
         return _doubt(path, "it is damaged", "`modelkit bench` writes it anew")
     if secrets:
-        return _doubt(
-            path, f"{secrets[0].message.replace('the file', 'it')}", "see where that came from, and delete it"
-        )
-    return record if record["levels"] else _doubt(path, "code, config or weights are others now", again)
+        return _doubt(path, secrets[0].message, "see where that came from, and delete it")
+    if not record["levels"]:
+        cure = "`modelkit bench` measures what is uploaded now, with the same --env and --set"
+        return _doubt(path, "it is not of this code, config and weights", cure)
+    return record
 
 
 def _doubt(path: Path, reason: str, cure: str) -> Problem:
@@ -152,7 +154,8 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
     kept["subjects"] = [_pick(each, _SUBJECT) for each in record["subjects"]]
     kept["levels"] = [_pick(each, _LEVEL) for each in record["levels"]]
     kept["gpu_memory_bytes_max"] = _most_memory(kept["levels"])
-    datetime.fromisoformat(kept["started_at"]), figures(kept)
+    datetime.fromisoformat(kept["started_at"])
+    figures(kept)
     return kept
 
 

@@ -108,7 +108,7 @@ def test_figures_of_something_else_are_not_passed_off_as_these(folder, change):
     found = read_record(with_weights(folder))
     assert isinstance(found, Problem)
     assert (found.severity, found.path) == ("warning", folder / BENCH_RECORD)
-    assert "code, config or weights are others now" in found.message
+    assert "it is not of this code, config and weights" in found.message
     assert "modelkit bench" in found.cure
 
 
@@ -167,7 +167,7 @@ def test_a_secret_in_a_record_stays_here(folder, monkeypatch, secret):
     write_record(folder, record)
     found = read_record(with_weights(folder))
     assert isinstance(found, Problem)
-    assert "not attached: it holds" in found.message
+    assert "not attached: the file holds" in found.message
     assert secret not in found.message
 
 
