@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from modelkit.benchmark.results import SCHEMA_VERSION
 from modelkit.benchmark.sweep import throughput
+from modelkit.config import BENCH_RECORD
 
-__all__ = ["LATEST", "record_of", "write_latest"]
+__all__ = ["record_of", "write_latest"]
 
-LATEST: Final = Path(".modelkit") / "bench" / "latest.json"
 _TIMES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_s")
 
 
@@ -40,7 +40,7 @@ def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_latest(model_dir: Path, run: Mapping[str, Any]) -> Path:
     """Write the record, in one step."""
-    path = model_dir / LATEST
+    path = model_dir / BENCH_RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.write_bytes(orjson.dumps(record_of(run), option=orjson.OPT_INDENT_2) + b"\n")

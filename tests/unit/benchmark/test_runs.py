@@ -9,7 +9,7 @@ import pytest
 
 from misbehaving_server import http_server
 from modelkit.benchmark.compare import compare_runs, comparison_lines, winners
-from modelkit.benchmark.latest import LATEST, write_latest
+from modelkit.benchmark.latest import write_latest
 from modelkit.benchmark.machine import Machine, Sampler, read_engine_metrics
 from modelkit.benchmark.metrics import Window, measure
 from modelkit.benchmark.objectives import parse_objective
@@ -26,6 +26,7 @@ from modelkit.benchmark.results import (
 )
 from modelkit.benchmark.roofline import find_gpu, read_architecture, roofline
 from modelkit.benchmark.sweep import is_saturated, summarize
+from modelkit.config import BENCH_RECORD
 from modelkit.errors import UsageError
 
 HEADER = {
@@ -313,7 +314,7 @@ async def test_only_the_gpus_that_the_server_may_use_are_sampled(tmp_path, monke
 def test_the_record_beside_the_model(tmp_path):
     run = make_run(tmp_path / "run", level()).run
     path = write_latest(tmp_path, run)
-    assert path == tmp_path / LATEST
+    assert path == tmp_path / BENCH_RECORD
     told = json.loads(path.read_text())
     assert told["levels"][0]["output_tok_s"] == pytest.approx(run["levels"][0]["metrics"]["out_tok_s_steady"])
     assert told["gpu_memory_bytes_max"] is None
