@@ -390,6 +390,8 @@ def random_weights(engine, folder, *arguments):
     run = load(folder)
     (subject,) = run["subjects"]
     assert (subject["name"], subject["weights"], subject["model"]) == (f"tiny {engine}", "random", "tiny")
+    assert "token_check" not in subject
+    assert "the server counts wrong" not in done.stderr
     assert [level["metrics"]["n_ok"] for level in run["levels"]] == [10, 12]
     assert [level["metrics"]["n_short"] for level in run["levels"]] == [0, 0]
     return run
