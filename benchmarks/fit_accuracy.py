@@ -14,6 +14,7 @@ names, or for main memory where there is none.
 """
 
 import argparse
+import atexit
 import json
 import os
 import re
@@ -468,9 +469,20 @@ def prepare(folder: Path, architecture: str, options: argparse.Namespace) -> Non
         print(f"wrote {architecture} in {time.monotonic() - started:.0f} s", flush=True)
 
 
+def leave(*_: object) -> None:
+    """End on SIGTERM (`timeout` sends it) as on Ctrl-C: the engine is ended first, which another one must not cut off."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     options = parse_options()
+    signal.signal(signal.SIGTERM, leave)
     parent = options.checkpoints or Path(tempfile.mkdtemp(prefix="fit-"))
+    if options.checkpoints is None and not options.keep:
+        atexit.register(
+            shutil.rmtree, parent, ignore_errors=True
+        )  # whatever cuts the run off: a 7B model is 15 GB
     first = next(iter(options.engines))
     seen = probe(options.engines[first], environment(first, options.engines[first], {}, options))
     options.card = this_machine()

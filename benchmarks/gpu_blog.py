@@ -51,13 +51,21 @@ def bench(architecture: str, folder: Path, options: argparse.Namespace, timeout_
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         print(f"{architecture}: {timeout_s:.0f} s are over", flush=True)
-    process.send_signal(signal.SIGINT)  # it ends its server, and keeps what is finished
+        return None
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a bench that still runs; on SIGINT it ends its server, and keeps what is finished."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return None
 
 
 def random_weights(architecture: str, options: argparse.Namespace) -> str:
@@ -117,6 +125,12 @@ def pack(folders: list[Path], archive: Path) -> None:
                     tar.add(end, f"{folder.name}/{path.name}")
 
 
+def leave(*_: object) -> None:
+    """End on SIGTERM (`timeout` sends it) as on Ctrl-C: the bench is ended first, which another one must not cut off."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,6 +151,7 @@ def main() -> None:
     parser.add_argument("--time-limit-s", type=float, default=460, help="for all architectures together")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, leave)
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folders = []

@@ -385,6 +385,22 @@ def test_what_was_measured_goes_with_the_version_that_it_was_measured_of(tmp_pat
     assert (brought["run_id"], len(brought["levels"])) == (run.name, 2)
 
 
+def test_what_a_server_warns_of_as_it_starts_is_shown_once(tmp_path):
+    folder = tmp_path / "doubtful"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("model: {id: doubtful}\nengine: {name: echo}\n")
+    (folder / "model.py").write_text(
+        "import logging\nfrom modelkit import LLM\n\n\nclass Doubtful(LLM):\n"
+        "    async def load(self):\n"
+        "        logging.getLogger('engine').warning('it runs on something else')\n"
+        "        await super().load()\n"
+    )
+    done = bench(folder, *SMALL, "--concurrency", "1", "--protocol", "both", "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: doubtful grpc: it runs on something else") == 1
+    assert done.stderr.count("it runs on something else") == 1
+
+
 def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()
@@ -417,6 +433,8 @@ def random_weights(engine, folder, *arguments):
     run = load(folder)
     (subject,) = run["subjects"]
     assert (subject["name"], subject["weights"], subject["model"]) == (f"tiny {engine}", "random", "tiny")
+    assert "token_check" not in subject
+    assert "the server counts wrong" not in done.stderr
     assert [level["metrics"]["n_ok"] for level in run["levels"]] == [10, 12]
     assert [level["metrics"]["n_short"] for level in run["levels"]] == [0, 0]
     return run

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from modelkit.engines.engine_log import Stage
+from modelkit.config import EngineConfig
+from modelkit.engines.engine_log import Deviation, Stage
 from modelkit.engines.health import Patience
+from modelkit.engines.lmdeploy import LmdeployEngine
 from modelkit.engines.process import EngineProcess, Launch, RestartPolicy
 from modelkit.engines.upstream import Upstream
 from modelkit.errors import CallError, EngineError, UnavailableError
@@ -30,8 +32,9 @@ HASTY = RestartPolicy(max_restarts=2, pause_s=0.05)
 class Supervised:
     """A fake engine under the supervisor, and what the supervisor reported."""
 
-    def __init__(self, log_dir, *options, timeout_s=120.0, patience=PATIENT, restarts=HASTY):
+    def __init__(self, log_dir, *options, timeout_s=120.0, patience=PATIENT, restarts=HASTY, deviations=()):
         self.options = list(options)
+        self.deviations = deviations
         self.stages = []
         self.health = []
         self.given_up = []
@@ -54,7 +57,10 @@ class Supervised:
     def launch(self, port):
         self.ports.append(port)
         return Launch(
-            command=[sys.executable, str(FAKE), "--port", str(port), *self.options], port=port, stages=STAGES
+            command=[sys.executable, str(FAKE), "--port", str(port), *self.options],
+            port=port,
+            stages=STAGES,
+            deviations=self.deviations,
         )
 
     async def probe(self, url):
@@ -212,6 +218,87 @@ async def test_a_health_route_that_hangs_does_not_outlast_the_deadline(supervise
     engine = supervise("--behave", '{"health_hangs": true}', timeout_s=1.0)
     with pytest.raises(EngineError, match="not ready after 1 s"):
         await engine.process.start()
+
+
+def slower_kernels(*, is_fatal):
+    return Deviation(
+        pattern=re.compile("slower kernels"),
+        message="it has no fast kernels",
+        cure="set kernels: slow",
+        is_fatal=is_fatal,
+    )
+
+
+@pytest.mark.parametrize(
+    "then",
+    [("--behave", '{"healthy": false}'), ("--exit", "1"), ()],
+    ids=["is not ready", "ends", "is ready"],
+)
+async def test_an_engine_that_does_something_else_than_it_was_told_does_not_start(supervise, then):
+    # A start that waited for its deadline would outlast the test's.
+    engine = supervise(
+        "--print", "taking slower kernels", "--print", "No module named 'x'", *then,
+        deviations=(slower_kernels(is_fatal=True),), timeout_s=3600.0,
+    )  # fmt: skip
+    with pytest.raises(EngineError) as error:
+        await engine.process.start()
+    assert error.value.message == "it has no fast kernels\n    taking slower kernels"
+    assert error.value.cure == f"set kernels: slow (the log: {engine.process.log_path})"
+    assert engine.process.pid is None
+
+
+async def test_what_an_engine_does_unasked_is_one_warning(supervise, caplog):
+    engine = supervise(
+        *("--print", "taking slower kernels") * 2, deviations=(slower_kernels(is_fatal=False),)
+    )
+    await engine.process.start()
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["it has no fast kernels; to say so yourself, set kernels: slow"]
+    assert await words_of(engine)
+
+
+class FakeLmdeploy(LmdeployEngine):
+    """LMDeploy's adapter over the fake engine, which says that its TurboMind does not run the model."""
+
+    def command(self, python, port):
+        line = "lmdeploy - WARNING - archs.py:38 - Fallback to pytorch engine because '/m' not supported by turbomind engine."
+        return [python, str(FAKE), "--port", str(port), "--print", line]
+
+    def arguments(self):
+        return []
+
+
+@pytest.fixture
+async def lmdeploy(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("modelkit.engines.child.find_python", lambda *_: sys.executable)
+    monkeypatch.setattr("modelkit.engines.child.installed_version", lambda *_: "0.18.0")
+    (tmp_path / "config.json").write_text('{"architectures": ["MistralForCausalLM"]}')
+    made = []
+
+    def make(**args):
+        made.append(FakeLmdeploy(EngineConfig(name="lmdeploy", args=args), tmp_path, "chat"))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        await engine.close()
+
+
+async def test_turbomind_that_was_asked_for_is_turbomind_or_an_error(lmdeploy):
+    with pytest.raises(
+        EngineError, match=r"TurboMind of LMDeploy 0\.18\.0 does not run MistralForCausalLM"
+    ) as error:
+        await lmdeploy(backend="turbomind").start()
+    assert "--engine lmdeploy:pytorch" in error.value.cure
+
+
+async def test_lmdeploy_may_choose_where_nobody_has(lmdeploy, caplog):
+    await lmdeploy().start()
+    assert len([text for text in caplog.messages if "LMDeploy runs it on PyTorch in its place" in text]) == 1
+    caplog.clear()
+    await lmdeploy(backend="pytorch").start()
+    assert "TurboMind" not in caplog.text
 
 
 async def test_a_taken_port_is_tried_again_with_another(supervise):

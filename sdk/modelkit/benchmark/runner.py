@@ -115,12 +115,16 @@ class Subject:
     architecture: Architecture | None = None
     gpu_name: str = ""
     num_gpus: int = 1
+    # What its server warned of as it started, where this is the first subject that it serves.
+    warnings: tuple[str, ...] = ()
 
 
 async def run_subject(subject: Subject, settings: Settings, store: Store, watcher: Watcher) -> None:
     """Measure every level of a subject that the store does not have yet. Raises ModelkitError where it cannot be."""
     if all(store.level(plan.id) for plan in planned(subject.name, settings)) and settings.sweep_to is None:
         return
+    for text in subject.warnings:
+        watcher.warn(f"{subject.name}: {text}")
     watcher.stage(f"asking {subject.name} how it wants to be asked")
     session = _Session(subject, settings, store, watcher)
     await session.probe()
@@ -153,7 +157,8 @@ class _Session:
         self.watcher = watcher
         self.spec = subject.spec
         self.overhead_tokens = 0
-        self.token_check: dict[str, int] | None = None
+        # Random weights write random ids, whose text has another number of tokens when it is tokenized again.
+        self.needs_token_check = subject.info.get("weights") != "random"
         self.num_processes = settings.processes or 1
 
     def found(self) -> dict[str, Any]:
@@ -256,11 +261,12 @@ class _Session:
                 Conversation((replace(one.turns[0], output_tokens=_shorter(one)),), one.system)
                 for one in made
             ]
-            job = Job(replace(self.spec, keep_text=not rates), "burst", short, num)
+            job = Job(replace(self.spec, keep_text=self.needs_token_check), "burst", short, num)
             result = await run_jobs([job])
             self._check_warm_up(result.records)
             rates.append(_tokens_per_s(result))
-            if self.token_check is None:
+            if self.needs_token_check:
+                self.needs_token_check = False
                 self._check_tokens(result.records)
             if len(rates) > 1 and abs(rates[-1] - rates[-2]) <= _WARM_UP_AGREEMENT * max(rates[-2:]):
                 return {"rounds": len(rates), "agreed": True}
@@ -277,8 +283,8 @@ class _Session:
         told = sum(record.output_tokens for record in records if record.is_ok)
         if not counted:
             return
-        self.token_check = {"usage_tokens": told, "tokenizer_tokens": counted}
-        self.store.set_subject({"name": self.subject.name, "token_check": self.token_check})
+        check = {"usage_tokens": told, "tokenizer_tokens": counted}
+        self.store.set_subject({"name": self.subject.name, "token_check": check})
         if abs(counted - told) > _MAX_USAGE_ERROR * told:
             self.watcher.warn(
                 f"{self.subject.name} says that it wrote {told} tokens; by the tokenizer its text has {counted}",

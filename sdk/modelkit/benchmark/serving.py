@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,8 @@ __all__ = ["Served", "serving"]
 
 _STOP_TIMEOUT_S = 60.0
 _TAIL_LINES = 15
+# As the server's log has it (server/logs.py).
+_WARNING = re.compile(r"\d\d:\d\d:\d\d\.\d{3} warning (.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Served:
     http_url: str
     pid: int
     ready_s: float
+    # What it warned of as it started.
+    warnings: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -81,7 +86,8 @@ async def _ready(process: asyncio.subprocess.Process, log: Path, on_stage: Calla
             lines.append(line)
             with suppress(ValueError, KeyError, TypeError):
                 ready = json.loads(line)
-                return Served(ready["address"], ready["http_url"], process.pid, ready["ready_s"])
+                warnings = tuple(match[1] for line in _lines(log) if (match := _WARNING.match(line)))
+                return Served(ready["address"], ready["http_url"], process.pid, ready["ready_s"], warnings)
     finally:
         stages.cancel()
     code = await process.wait()

@@ -139,6 +139,7 @@ class FolderSource:
                 else None,
                 gpu_name=gpus[0] if gpus else "",
                 num_gpus=config.engine.tensor_parallel_size or 1 if config.engine else 1,
+                warnings=served.warnings if name == self.names[0] else (),
             )
 
 

@@ -12,7 +12,7 @@ from modelkit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelkit.config import Config
-    from modelkit.fit import Device, Estimate, Model, Settings, Suggestion
+    from modelkit.fit import Device, Estimate, Measured, Model, Settings, Suggestion
 
 __all__ = ["command"]
 
@@ -71,12 +71,20 @@ def command(
     Counts weights, KV cache and what the engine takes besides, as that engine divides memory, and says what to change
     where it does not fit; the exit code is then 1.
     """
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
-    from modelkit.fit import estimate, largest_concurrency, largest_max_model_len, suggestions
+    from modelkit.fit import (
+        estimate,
+        largest_concurrency,
+        largest_max_model_len,
+        learn,
+        read_measured,
+        suggestions,
+    )
 
     config, model_dir = _config(path, environment, overrides or [], engine)
-    model = _model(config, model_dir)
+    bare = _model(config, model_dir)
+    model = learn(bare, model_dir)
     settings = _settings(config, engine)
     device = _device(config, settings.engine, gpu, memory)
     size = tensor_parallel_size or (device.count if gpu is not None and _spreads(settings) else 1)
@@ -90,10 +98,14 @@ def command(
     changes = suggestions(
         model, settings, asked.device, max_model_len=max_model_len, concurrency=concurrency
     )[:_MOST_SUGGESTIONS]
+    seen = next((each for each in read_measured(bare, model_dir) if each.kind == found.settings.engine), None)
     if as_json:
-        console.json(_as_json(found, asked, longest, most, changes))
+        measured = asdict(seen) if seen else None
+        console.json({**_as_json(found, asked, longest, most, changes), "measured": measured})
     else:
         console.result(_as_text(found, asked, longest, most, changes))
+        if seen:
+            console.result(_as_seen(seen))
     return 0 if found.fits else EXIT_DOES_NOT_FIT
 
 
@@ -243,6 +255,16 @@ def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes:
     if found.weights.is_estimate:
         lines.append("note: the weights are told from config.json, for their files are not all here")
     return "\n".join(lines)
+
+
+def _as_seen(seen: "Measured") -> str:
+    from modelkit.fit import gib
+
+    more = f"{gib(seen.beyond_bytes)} more than its sum" if seen.beyond_bytes else "no more than its sum"
+    return (
+        f"note: bench saw {gib(seen.peak_bytes)} in use at {seen.load} by {seen.engine} on {seen.device}, {more} "
+        f"(run {seen.run_id})"
+    )
 
 
 def _limits(found: "Estimate", longest: int, most: int) -> str:

@@ -1,4 +1,4 @@
-"""Where a model folder keeps what `modelkit bench` measured last: several rooms read it, and one writes it."""
+"""Where the short record of a folder's last benchmark lies: `bench` writes it, `fit` and `upload` read it."""
 
 from pathlib import Path
 from typing import Final

@@ -1,6 +1,6 @@
 """Base of the engines that modelkit runs as a server process of their own: vLLM, SGLang, LMDeploy, TGI.
 
-An adapter is a short file of facts: the command, its flags, the stages its log tells, and what its server does
+An adapter is a short file of facts: the command, its flags, what its log tells of the start, and what its server does
 differently from the others.
 """
 
@@ -19,8 +19,8 @@ import orjson
 
 from modelkit.config import EngineConfig
 from modelkit.engines._with_key import KEY_VARIABLE
-from modelkit.engines.engine_log import Stage
-from modelkit.engines.environments import find_python
+from modelkit.engines.engine_log import Deviation, Stage
+from modelkit.engines.environments import find_python, installed_version
 from modelkit.engines.flags import Flags, render_args, render_options
 from modelkit.engines.openai import OpenAIEngine
 from modelkit.engines.process import EngineProcess, Launch
@@ -68,6 +68,8 @@ class ChildEngine(OpenAIEngine):
         self.served_name = model_id
         self.process: EngineProcess | None = None
         self._python = ""
+        # What is started, where it is a version of a Python package.
+        self.version: str | None = None
 
     @abstractmethod
     def command(self, python: str, port: int) -> list[str]:
@@ -76,6 +78,11 @@ class ChildEngine(OpenAIEngine):
     def environment(self) -> Mapping[str, str]:
         """Return what the server's environment has beside this process's."""
         return {}
+
+    @property
+    def deviations(self) -> Sequence[Deviation]:
+        """What the engine's log says where the engine does something else than it is told here."""
+        return ()
 
     @property
     def takes_key(self) -> bool:
@@ -108,6 +115,7 @@ class ChildEngine(OpenAIEngine):
                 "engine.trust_remote_code is on: Python code of the checkpoint runs with your rights"
             )
         self._python = await asyncio.to_thread(find_python, self.name, self.config, self.on_stage)
+        self.version = await asyncio.to_thread(installed_version, self.name, self.config)
         self.upstream = Upstream(self.name, "")
         self.process = EngineProcess(
             self.name,
@@ -200,6 +208,7 @@ class ChildEngine(OpenAIEngine):
                 **self.environment(),
             },
             stages=self.stages,
+            deviations=self.deviations,
         )
 
     async def _probe(self, url: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-__all__ = ["EngineLog", "Stage"]
+__all__ = ["Deviation", "EngineLog", "Stage"]
 
 _log = logging.getLogger("modelkit.engine")
 
@@ -34,6 +34,20 @@ class Stage:
     pattern: re.Pattern[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """Something else than the engine was told to do, recognised by what it prints while it starts.
+
+    `message` says what it does, `cure` how it is told so. Where `is_fatal` the start fails: what the user asked for by
+    name would be measured and served under that name, and be something else. Otherwise it is a warning.
+    """
+
+    pattern: re.Pattern[str]
+    message: str
+    cure: str
+    is_fatal: bool
+
+
 class EngineLog:
     """Reads an engine's output to its end. One run of the engine, one EngineLog.
 
@@ -43,20 +57,31 @@ class EngineLog:
     """
 
     def __init__(
-        self, path: Path, stages: Sequence[Stage], on_stage: Callable[[str], None], *, secret: str = ""
+        self,
+        path: Path,
+        stages: Sequence[Stage],
+        on_stage: Callable[[str], None],
+        *,
+        deviations: Sequence[Deviation] = (),
+        on_deviation: Callable[[Deviation, str], None] = lambda _, __: None,
+        secret: str = "",
     ) -> None:
         self.path = path
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         # Stages come in order; those passed, and all of them once the engine is ready, are no longer looked for.
         self._stages = list(stages)
         self._on_stage = on_stage
+        # Those not heard yet: engines say some things twice.
+        self._deviations = list(deviations)
+        self._on_deviation = on_deviation
         self._secret = secret
         self._file: IO[str] | None = None
         self._num_bytes = 0
 
-    def stages_are_over(self) -> None:
-        """Look for stages no more: a running engine prints a line a request."""
+    def start_is_over(self) -> None:
+        """Look for stages and deviations no more: a running engine prints a line a request."""
         self._stages.clear()
+        self._deviations.clear()
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Read until the engine, and everything it started, has closed its output."""
@@ -67,6 +92,7 @@ class EngineLog:
                 if is_final:
                     if self._secret:
                         line = line.replace(self._secret, "***")  # noqa: PLW2901 - the line as it may be shown
+                    self._find_deviation(line)
                     self.tail.append(line)
                     self._write(line)
                     _log.debug("%s", line)
@@ -78,6 +104,13 @@ class EngineLog:
             if stage.pattern.search(line):
                 del self._stages[: number + 1]
                 self._on_stage(stage.name)
+                return
+
+    def _find_deviation(self, line: str) -> None:
+        for deviation in self._deviations:
+            if deviation.pattern.search(line):
+                self._deviations.remove(deviation)
+                self._on_deviation(deviation, line)
                 return
 
     def _open(self) -> None:

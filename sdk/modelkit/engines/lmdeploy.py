@@ -13,7 +13,7 @@ import orjson
 
 from modelkit.engines.base import Chunk, GenerationRequest
 from modelkit.engines.child import ChildEngine
-from modelkit.engines.engine_log import Stage
+from modelkit.engines.engine_log import Deviation, Stage
 from modelkit.engines.flags import Flags, choice, flag, pairs, speculative, switch
 from modelkit.engines.stops import StopMatcher
 from modelkit.errors import InvalidArgumentError, UsageError
@@ -21,6 +21,9 @@ from modelkit.errors import InvalidArgumentError, UsageError
 __all__ = ["LmdeployEngine"]
 
 BACKENDS = ("turbomind", "pytorch")
+
+# LMDeploy up to 0.5 also tries what it does not know, in these words.
+_TAKES_PYTORCH = re.compile(r"(?:fall ?back to|try to run with) (?:the )?pytorch engine", re.IGNORECASE)
 
 
 class LmdeployEngine(ChildEngine):
@@ -68,6 +71,22 @@ class LmdeployEngine(ChildEngine):
             )
         return str(backend)
 
+    @property
+    def deviations(self) -> Sequence[Deviation]:
+        """LMDeploy runs on PyTorch what its TurboMind does not run, whatever `--backend` says, and warns in its log."""
+        if self.backend == "pytorch":  # of which some versions warn just so
+            return ()
+        version = f" {self.version}" if self.version else ""
+        return (
+            Deviation(
+                pattern=_TAKES_PYTORCH,
+                message=f"TurboMind of LMDeploy{version} does not run {self._architecture()}, and LMDeploy runs it on "
+                "PyTorch in its place",
+                cure="set engine.args.backend: pytorch, or use `--engine lmdeploy:pytorch`",
+                is_fatal=self.arg("backend") is not None,
+            ),
+        )
+
     def command(self, python: str, port: int) -> list[str]:
         """Return the launch of the API server."""
         return [
@@ -83,6 +102,14 @@ class LmdeployEngine(ChildEngine):
             at = arguments.index("--backend")
             del arguments[at : at + 2]
         return arguments
+
+    def _architecture(self) -> str:
+        assert self.checkpoint_dir is not None
+        try:
+            content = orjson.loads((self.checkpoint_dir / "config.json").read_bytes())
+            return str(content["architectures"][0])
+        except (OSError, ValueError, LookupError, TypeError):
+            return "the model"
 
     def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
         """Spell min_tokens its way; and say so where its server would ignore a field without a word."""

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from modelkit.engines.causes import Cause, find_cause
-from modelkit.engines.engine_log import EngineLog, Stage
+from modelkit.engines.engine_log import Deviation, EngineLog, Stage
 from modelkit.engines.health import Patience, Traffic, wait_until_wedged
 from modelkit.errors import EngineError, UnavailableError
 
@@ -51,6 +51,7 @@ class Launch:
     scratch_variable: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
+    deviations: Sequence[Deviation] = ()
 
     @property
     def url(self) -> str:
@@ -111,6 +112,8 @@ class EngineProcess:
         self._last_word = asyncio.StreamReader()
         self._last_word_pipe: asyncio.BaseTransport | None = None
         self._log = EngineLog(log_path, (), on_stage)
+        # Why a start fails though the engine goes on: it does something else than it was told.
+        self._objection: EngineError | None = None
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._ending = asyncio.Lock()
@@ -154,7 +157,15 @@ class EngineProcess:
         launch = self._make_launch(_free_port())
         started = time.monotonic()
         self._on_stage("importing")
-        self._log = EngineLog(self.log_path, launch.stages, self._on_stage, secret=launch.api_key)
+        self._objection = None
+        self._log = EngineLog(
+            self.log_path,
+            launch.stages,
+            self._on_stage,
+            deviations=launch.deviations,
+            on_deviation=self._hear_deviation,
+            secret=launch.api_key,
+        )
         self._process = await self._spawn(launch)
         assert self._process.stdout is not None
         self._reader = asyncio.create_task(self._log.read(self._process.stdout), name=f"log of {self.name}")
@@ -166,7 +177,7 @@ class EngineProcess:
                 f"{self.name} was not ready after {self._start_timeout_s:g} s",
                 cure="raise engine.start_timeout in config.yaml, or look into the log",
             ) from error
-        self._log.stages_are_over()
+        self._log.start_is_over()
         self.url = launch.url
         _log.info("%s is ready after %.1f s, log in %s", self.name, time.monotonic() - started, self.log_path)
 
@@ -211,17 +222,22 @@ class EngineProcess:
         )
 
     async def _wait_ready(self, launch: Launch, process: asyncio.subprocess.Process) -> None:
-        """Wait for health, then for a token; an engine that ends meanwhile ends the wait."""
+        """Wait for health, then for a token; an engine that ends meanwhile, or does something else, ends the wait."""
         is_ready, result = await _first(self._poll_until_ready(launch), process.wait())
         if not is_ready:
             await self._finish_log()
+        if self._objection is not None:
+            raise self._objection
+        if not is_ready:
             raise self._failure(f"{self.name} {_ending(result)} before it was ready")
 
     async def _poll_until_ready(self, launch: Launch) -> None:
         timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
         headers = {"Authorization": f"Bearer {launch.api_key}"} if launch.api_key else {}
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-            while not await _is_healthy(session, launch.url + launch.health_path):  # noqa: ASYNC110 - it is another process
+            while not await _is_healthy(session, launch.url + launch.health_path):
+                if self._objection is not None:
+                    raise self._objection
                 await asyncio.sleep(_POLL_S)
         self._on_stage("answering a first request")
         while True:
@@ -231,6 +247,14 @@ class EngineProcess:
                 await asyncio.sleep(_POLL_S)
             except EngineError as error:
                 raise self._failure(error.message) from error
+
+    def _hear_deviation(self, deviation: Deviation, line: str) -> None:
+        if deviation.is_fatal:
+            self._objection = EngineError(
+                f"{deviation.message}\n    {line}", cure=f"{deviation.cure} (the log: {self.log_path})"
+            )
+        else:
+            _log.warning("%s; to say so yourself, %s", deviation.message, deviation.cure)
 
     async def _finish_log(self) -> None:
         """Wait until everything that the engine started has ended, which closes its output."""

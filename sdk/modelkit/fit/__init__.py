@@ -1,7 +1,7 @@
 """Whether a model fits: weights, KV cache and an engine's overheads against the memory of a device, before any start.
 
 `headers` and `architecture` read a checkpoint, `weights` and `cache` count its bytes, `budget` adds up what an engine
-makes of them, `limits` turns the sum round. Nothing here imports an engine, torch or transformers.
+makes of them, `limits` turns the sum round, `measured` has what a benchmark showed. Nothing here imports an engine, torch or transformers.
 """
 
 from modelkit.fit.architecture import Architecture, read_architecture
@@ -17,6 +17,7 @@ from modelkit.fit.headers import (
     read_tensors,
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
+from modelkit.fit.measured import Measured, learn, read_measured
 from modelkit.fit.places import open_checkpoint
 from modelkit.fit.report import as_json, engine_title, gib, rows, spelled
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
@@ -29,6 +30,7 @@ __all__ = [
     "Estimate",
     "Finding",
     "LocalReader",
+    "Measured",
     "Model",
     "Settings",
     "SourceReader",
@@ -45,8 +47,10 @@ __all__ = [
     "kind_of",
     "largest_concurrency",
     "largest_max_model_len",
+    "learn",
     "open_checkpoint",
     "read_architecture",
+    "read_measured",
     "read_model",
     "read_tensors",
     "rows",

@@ -4,7 +4,7 @@ Each engine divides memory in its own way; `_ROOMS` has one function for each, w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from modelkit.fit.architecture import Architecture
@@ -57,10 +57,14 @@ _VLLM_CPU_KV_BYTES = 2 * _GIB
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is to fit: a checkpoint's architecture, and its weights by dtype, quantization and number of devices."""
+    """What is to fit: a checkpoint's architecture, and its weights by dtype, quantization and number of devices.
+
+    `beyond` is how many bytes more than the sum each engine was seen to have in use (measured.py).
+    """
 
     architecture: Architecture
     weights: Callable[[str, str | None, int], Weights]
+    beyond: Mapping[EngineKind, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,7 @@ class Estimate:
     """What comes to lie on each device, in bytes.
 
     `kv_room_bytes` is what the engine has for the KV cache, `kv_bytes` what `concurrency` sequences of `max_model_len`
-    tokens take of it. `overhead_bytes` are the context, libraries and links; `outside_bytes` what the engine leaves alone.
+    tokens take of it. `overhead_bytes` are the context, libraries and links; `beyond_bytes` what bench saw beside all that.
     """
 
     device: Device
@@ -80,6 +84,7 @@ class Estimate:
     activation_bytes: int
     graph_bytes: int
     overhead_bytes: int
+    beyond_bytes: int
     kv_room_bytes: int
     kv_bytes: int
     sequence_bytes: int
@@ -105,7 +110,13 @@ class Estimate:
             + self.activation_bytes
             + self.graph_bytes
             + self.overhead_bytes
+            + self.beyond_bytes
         )
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Return the sum on each device of an engine that lays out all its KV cache at the start."""
+        return self.used_bytes - self.kv_bytes + self.kv_room_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +132,12 @@ class _Parts:
     graphs: int = 0
     context: int = 0
     runtime: int = 0
+    beyond: int = 0
+
+    @property
+    def outside(self) -> int:
+        """What lies outside of an engine's share of memory: the context, and what its own account leaves out."""
+        return self.context + self.beyond
 
     @property
     def share(self) -> float:
@@ -131,7 +148,7 @@ class _Parts:
     @property
     def free_after_weights(self) -> int:
         """What is left once the model is loaded."""
-        return self.device.usable_bytes - self.context - self.weights - self.runtime
+        return self.device.usable_bytes - self.outside - self.weights - self.runtime
 
 
 def estimate(
@@ -152,7 +169,7 @@ def estimate(
     length = max_model_len or settings.max_model_len or architecture.max_model_len
     dtype = resolved_dtype(architecture, settings, device)
     weights = model.weights(dtype, settings.quantization, settings.tensor_parallel_size)
-    overheads = _overheads(architecture, settings, device, dtype, length) if with_overheads else {}
+    overheads = _overheads(model, settings, device, dtype, length) if with_overheads else {}
     parts = _Parts(
         architecture=architecture,
         settings=settings,
@@ -175,6 +192,7 @@ def estimate(
         activation_bytes=parts.activation,
         graph_bytes=parts.graphs,
         overhead_bytes=parts.context + parts.runtime,
+        beyond_bytes=parts.beyond,
         kv_room_bytes=room,
         kv_bytes=sequence_bytes * layout.rows(concurrency),
         sequence_bytes=sequence_bytes,
@@ -215,9 +233,10 @@ def _most_sequences(layout: Layout, room: int, length: int, limit: int) -> int:
 
 
 def _overheads(
-    architecture: Architecture, settings: Settings, device: Device, dtype: str, max_model_len: int
+    model: Model, settings: Settings, device: Device, dtype: str, max_model_len: int
 ) -> dict[str, int]:
     """Return what the engine takes beside weights and cache."""
+    architecture = model.architecture
     activation = activation_bytes(architecture, settings, device, DTYPE_BYTES[dtype], max_model_len)
     if device.is_cpu:
         return {"activation": activation, "context": CPU_PROCESS_BYTES}
@@ -228,6 +247,7 @@ def _overheads(
         "graphs": 0 if settings.eager else overheads.graph_bytes_per_layer * architecture.num_layers,
         "context": overheads.context_bytes + links,
         "runtime": overheads.runtime_bytes,
+        "beyond": model.beyond.get(settings.engine, 0),
     }
 
 
@@ -249,13 +269,13 @@ def _vllm_room(parts: _Parts) -> int:
     (gpu/model_runner.py: profile_cudagraph_memory).
     """
     usable = parts.device.usable_bytes
-    asked = min(int(usable * parts.share), usable - parts.context)
+    asked = min(int(usable * parts.share), usable - parts.outside)
     return asked - parts.weights - parts.activation - parts.runtime
 
 
 def _sglang_room(parts: _Parts) -> int:
     """kv_cache_configurator.py, _profile_available_bytes: mem_fraction_static of what was free before loading."""
-    before = parts.device.usable_bytes - parts.context
+    before = parts.device.usable_bytes - parts.outside
     fraction = parts.settings.utilization or _sglang_fraction(parts)
     return int(before * fraction) - parts.weights - parts.runtime
 
@@ -310,7 +330,7 @@ def _pytorch_room(parts: _Parts) -> int:
 
 def _tgi_room(parts: _Parts) -> int:
     """flash_causal_lm.py, warmup: what a warm-up of the longest prefill leaves of the share, less a margin."""
-    share = int(parts.device.usable_bytes * parts.share) - parts.context
+    share = int(parts.device.usable_bytes * parts.share) - parts.outside
     return int((share - parts.weights - parts.activation - parts.runtime) * _TGI_MARGIN)
 
 

@@ -14,6 +14,7 @@ from modelkit.fit.budget import Estimate, Model, estimate
 from modelkit.fit.checkpoint import read_model
 from modelkit.fit.hardware import Device
 from modelkit.fit.limits import suggestions
+from modelkit.fit.measured import learn
 from modelkit.fit.places import open_checkpoint
 from modelkit.fit.report import engine_title, gib, spelled
 from modelkit.fit.settings import Settings, settings_of
@@ -47,7 +48,7 @@ def check_fit(config: Config, model_dir: Path, device: Device, *, offline: bool 
         return None
     try:
         with open_checkpoint(config, model_dir, offline=offline) as reader:
-            return _finding(read_model(reader), settings, device)
+            return _finding(learn(read_model(reader), model_dir), settings, device)
     except (LoadError, UsageError):
         return None
 

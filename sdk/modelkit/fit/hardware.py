@@ -17,7 +17,14 @@ from modelkit.config.accelerators import (
 from modelkit.engines.machine import nvidia_gpus
 from modelkit.errors import UsageError, closest
 
-__all__ = ["Device", "device_by_name", "device_of_compute", "device_of_size", "this_machine"]
+__all__ = [
+    "Device",
+    "device_by_name",
+    "device_of_compute",
+    "device_of_gpu",
+    "device_of_size",
+    "this_machine",
+]
 
 _MIB = 1024**2
 
@@ -90,11 +97,16 @@ def this_machine() -> Device:
         size_bytes = _main_memory_bytes()
         return Device("main memory", size_bytes, size_bytes, "cpu")
     gpu = min(gpus, key=lambda each: each.memory_bytes)
-    accelerator = accelerator_by_name(gpu.name)
-    if accelerator is not None and abs(accelerator.memory_bytes - gpu.memory_bytes) < 64 * _MIB:
-        return replace(_device(accelerator), count=len(gpus))
-    usable = int(gpu.memory_bytes * (1 - DRIVER_SHARE))
-    return Device(gpu.name, gpu.memory_bytes, usable, count=len(gpus), accelerator=accelerator)
+    return replace(device_of_gpu(gpu.name, gpu.memory_bytes), count=len(gpus))
+
+
+def device_of_gpu(name: str, memory_bytes: int) -> Device:
+    """Return a GPU as nvidia-smi tells of it."""
+    accelerator = accelerator_by_name(name)
+    if accelerator is not None and abs(accelerator.memory_bytes - memory_bytes) < 64 * _MIB:
+        return _device(accelerator)
+    usable = int(memory_bytes * (1 - DRIVER_SHARE))
+    return Device(name, memory_bytes, usable, accelerator=accelerator)
 
 
 def _device(accelerator: Accelerator) -> Device:

@@ -48,6 +48,7 @@ def rows(found: Estimate) -> list[tuple[str, int]]:
             "the process and its libraries" if found.device.is_cpu else "CUDA context and libraries",
             found.overhead_bytes,
         ),
+        ("more than that, as bench saw", found.beyond_bytes),
         ("left for more KV cache" if found.fits else "missing for the KV cache", left_for_cache),
         ("left alone by the engine", others),
     ]
@@ -79,6 +80,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "activation_bytes": found.activation_bytes,
         "graph_bytes": found.graph_bytes,
         "overhead_bytes": found.overhead_bytes,
+        "beyond_bytes": found.beyond_bytes,
         "missing_bytes": found.missing_bytes,
     }
 

@@ -10,6 +10,7 @@ import pytest
 from misbehaving_server import http_server
 from modelkit.benchmark.compare import compare_runs, comparison_lines, winners
 from modelkit.benchmark.latest import write_latest
+from modelkit.benchmark.lengths import Lengths
 from modelkit.benchmark.machine import Machine, Sampler, read_engine_metrics
 from modelkit.benchmark.metrics import Window, measure
 from modelkit.benchmark.objectives import parse_objective
@@ -25,7 +26,11 @@ from modelkit.benchmark.results import (
     summary_rows,
 )
 from modelkit.benchmark.roofline import find_gpu, read_architecture, roofline
+from modelkit.benchmark.runner import Settings, Subject, run_subject
 from modelkit.benchmark.sweep import is_saturated, summarize
+from modelkit.benchmark.targets import TargetSpec
+from modelkit.benchmark.tokens import WordTexts
+from modelkit.benchmark.workload import Workload
 from modelkit.config import BENCH_RECORD
 from modelkit.errors import UsageError
 
@@ -343,3 +348,57 @@ def test_vllms_names(tmp_path):
     assert told["median_ttft_ms"] == 100
     assert told["mean_tpot_ms"] == told["p99_itl_ms"] == 10
     assert told["median_e2el_ms"] == pytest.approx(180)
+
+
+# ------------------------------------------------------------------------------------------- usage and the tokenizer
+
+
+class FiveTimesAsMany(WordTexts):
+    """A tokenizer that finds five tokens in each word of the server's answers."""
+
+    def count(self, text):
+        return 5 * len(text.split())
+
+
+class Warnings:
+    """A watcher that hears warnings only."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def stage(self, text):
+        pass
+
+    begin = counters = end = lambda *_: None
+
+    def warn(self, text, cure=""):
+        self.warnings.append((text, cure))
+
+
+async def measured(folder, weights):
+    """Measure a server that tells a token a word, and return the subject's entry and the warnings."""
+    workload = Workload(input_tokens=Lengths("fixed", 5), output_tokens=Lengths("fixed", 8))
+    settings = Settings(workload=workload, concurrency=(1,), num_requests=(2,), warm_up_rounds=2)
+    store, watcher = Store.open(folder, HEADER), Warnings()
+    with http_server() as url:
+        subject = Subject(
+            "a", TargetSpec(protocol="http", address=url), FiveTimesAsMany(), Sampler(), {"weights": weights}
+        )
+        await run_subject(subject, settings, store, watcher)
+    (found,) = load_run(folder)["subjects"]
+    return found, watcher.warnings
+
+
+async def test_usage_that_the_tokenizer_denies_is_a_warning(tmp_path):
+    found, warnings = await measured(tmp_path, "checkpoint")
+    told = found["token_check"]["usage_tokens"]
+    assert found["token_check"] == {"usage_tokens": told, "tokenizer_tokens": 5 * told}
+    ((text, cure),) = warnings
+    assert f"says that it wrote {told} tokens; by the tokenizer its text has {5 * told}" in text
+    assert "do not trust" in cure
+
+
+async def test_the_text_of_random_weights_proves_nothing_of_usage(tmp_path):
+    found, warnings = await measured(tmp_path, "random")
+    assert warnings == []
+    assert "token_check" not in found

@@ -7,6 +7,7 @@ import pytest
 
 from modelkit.cli import serve
 from modelkit.cli.app import main
+from modelkit.config import BENCH_RECORD
 from modelkit.fit import Device
 from unit.fit import checkpoints as ck
 
@@ -41,6 +42,25 @@ def test_what_fits_reads_like_this(folder, capsys, snapshot):
 def test_what_does_not_fit_reads_like_this(folder, capsys, snapshot):
     assert main(["fit", "--gpu", "A10G", "--concurrency", "8"]) == 1
     assert capsys.readouterr().out == snapshot
+
+
+def test_what_bench_saw_is_counted_and_told(folder, capsys):
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 81559 * 2**20}
+    subject = {"name": "big", "engine": "vllm", "engine_version": "0.26.0", "tensor_parallel_size": 1}
+    level = {"subject": "big", "load": "c=100", "gpu_memory_bytes_max": 77 * 2**30}
+    record = {"run_id": "r1", "gpus": [gpu], "subjects": [subject | {"engine_args": {}}], "levels": [level]}
+    path = folder / BENCH_RECORD
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+    assert main(["fit", "--gpu", "H200", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["beyond_bytes"] == told["measured"]["peak_bytes"] - told["measured"]["expected_bytes"] > 0
+    assert main(["fit", "--gpu", "H200"]) == 0
+    text = capsys.readouterr().out
+    assert "more than that, as bench saw" in text
+    assert "note: bench saw 77.00 GiB in use at c=100 by vllm 0.26.0 on NVIDIA-H100, " in text
+    assert main(["fit", "--gpu", "H200", "--engine", "sglang"]) == 0
+    assert "bench saw" not in capsys.readouterr().out
 
 
 def test_the_folder_of_a_checkpoint_will_do(folder, capsys):

@@ -363,6 +363,50 @@ def test_a_line_of_the_log_tells_the_stage(name, stage, line):
     assert found[:1] == [stage]
 
 
+# LMDeploy 0.18, 0.7, 0.5 and 0.4; a model that TurboMind does not run, and a build without TurboMind.
+FALLBACKS = (
+    "archs.py:38 - Fallback to pytorch engine because '/m' not supported by turbomind engine.",
+    "archs.py:40 - Fallback to pytorch engine because turbomind is not built.",
+    "archs.py:53 - Fallback to pytorch engine because `/m` not supported by turbomind engine.",
+    "Fallback to pytorch engine because turbomind engine is not installed correctly. If you insist to use turbomind",
+    "Try to run with pytorch engine because `/m` is not explicitly supported by lmdeploy. ",
+)
+
+
+@pytest.mark.parametrize("line", FALLBACKS)
+@pytest.mark.parametrize(("args", "is_fatal"), [({"backend": "turbomind"}, True), ({}, False)])
+def test_lmdeploy_on_pytorch_is_not_taken_for_turbomind(args, is_fatal, line, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["MistralForCausalLM"]}')
+    engine = make("lmdeploy", tmp_path, args=args)
+    engine.version = "0.18.0"
+    (deviation,) = engine.deviations
+    assert deviation.pattern.search(f"2026-08-01 11:43:14,814 - lmdeploy - WARNING - {line}")
+    assert deviation.is_fatal is is_fatal
+    assert deviation.message == (
+        "TurboMind of LMDeploy 0.18.0 does not run MistralForCausalLM, and LMDeploy runs it on PyTorch in its place"
+    )
+    assert "engine.args.backend: pytorch" in deviation.cure
+
+
+def test_lmdeploy_that_does_what_it_is_told_is_no_deviation(tmp_path):
+    # Some versions warn also of what they were told: PyTorch.
+    assert make("lmdeploy", tmp_path, args={"backend": "pytorch"}).deviations == ()
+    (deviation,) = make("lmdeploy", tmp_path).deviations  # a checkpoint that does not say what it is
+    assert "TurboMind of LMDeploy does not run the model" in deviation.message
+    for line in ("lmdeploy - INFO - input backend=turbomind", "[TM][INFO] Object cache budget: 51200.00 MB"):
+        assert not deviation.pattern.search(line)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_launch_knows_what_its_engines_log_may_tell(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelkit.engines.tgi.shutil.which", lambda _: "/tgi")
+    engine = make(name, tmp_path)
+    engine.upstream = Upstream(name, "")
+    launch = engine._launch(80)
+    assert (launch.stages, launch.deviations) == (engine.stages, engine.deviations)
+    assert bool(launch.deviations) is (name == "lmdeploy")
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_chat_template_is_found_where_checkpoints_keep_it(name, tmp_path):
     assert not make(name, tmp_path).has_chat_template

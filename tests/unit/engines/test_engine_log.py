@@ -1,9 +1,10 @@
 """The file that keeps what an engine prints."""
 
 import asyncio
+import re
 import stat
 
-from modelkit.engines.engine_log import EngineLog
+from modelkit.engines.engine_log import Deviation, EngineLog
 
 
 async def keep(path, text, **settings):
@@ -29,3 +30,35 @@ async def test_the_engines_key_is_in_no_log(tmp_path, caplog):
     assert list(log.tail) == ["server_args(api_key='***')", "fine"]
     assert log.path.read_text() == "server_args(api_key='***')\nfine\n"
     assert "s3cret" not in caplog.text
+
+
+async def test_a_deviation_is_heard_once(tmp_path):
+    slower, other = (
+        Deviation(pattern=re.compile(word), message=word, cure="", is_fatal=False)
+        for word in ("slower", "other")
+    )
+    heard = []
+    await keep(
+        tmp_path / "chat.log",
+        b"taking the slower one\nfine\ntaking the slower one\nan other model\n",
+        deviations=(slower, other),
+        on_deviation=lambda deviation, line: heard.append((deviation, line)),
+    )
+    assert heard == [(slower, "taking the slower one"), (other, "an other model")]
+
+
+async def test_what_is_printed_after_the_start_is_no_deviation(tmp_path):
+    heard = []
+    stream = asyncio.StreamReader()
+    log = EngineLog(
+        tmp_path / "chat.log",
+        (),
+        lambda _: None,
+        deviations=(Deviation(pattern=re.compile("slower"), message="", cure="", is_fatal=True),),
+        on_deviation=lambda *said: heard.append(said),
+    )
+    log.start_is_over()
+    stream.feed_data(b"what somebody asked: is it slower?\n")
+    stream.feed_eof()
+    await log.read(stream)
+    assert heard == []

@@ -1,6 +1,9 @@
 """benchmarks/fit_accuracy.py reads what engines log. The lines are put together from the formats in their sources:
 vLLM 0.26 and 0.32, SGLang 0.5.16, LMDeploy 0.18; the program itself is run on a machine with a GPU."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -133,3 +136,38 @@ def is_running(pid):
 def test_a_start_that_fails_or_hangs_is_told(harness, tmp_path, code, timeout_s, ended):
     command = [sys.executable, "-c", code]
     assert harness.start_and_read("vllm", command, {}, tmp_path / "log", timeout_s) == ended
+
+
+# The program's own end, with an engine that never says what it measured in place of a start on a checkpoint.
+PROGRAM = """
+import sys
+from pathlib import Path
+import fit_accuracy as harness
+engine = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+harness.prepare = lambda *_: None
+harness.compare = lambda *_: harness.start_and_read("vllm", [sys.executable, "-c", engine], {}, Path("log"), 600)
+harness.main()
+"""
+
+
+def test_a_run_that_is_ended_leaves_no_engine_and_no_checkpoint(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    options = ["--engine", "vllm=/bin/false", "--architecture", "qwen2.5-0.5b", "--json", "fit.json"]
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path / "tmp")},
+    )
+    log = tmp_path / "log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert program.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    engine = int(log.read_text())
+    assert list((tmp_path / "tmp").iterdir())
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(60) == 128 + signal.SIGTERM
+    assert not is_running(engine)
+    assert not list((tmp_path / "tmp").iterdir())

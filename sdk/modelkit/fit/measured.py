@@ -1,0 +1,84 @@
+"""What `modelkit bench` saw of a model's GPU memory, for the sum to learn from.
+
+Most engines lay their KV cache out at the start, so that their peak is the sum of all they reserve, whatever the load. What
+was seen beyond that sum (a pool that fragments, workspaces) belongs to the engine and the model, and will be there again with
+other settings and on another card. Less than the sum teaches nothing: the longest prompt may not have come yet.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelkit.config import BENCH_RECORD, EngineConfig
+from modelkit.errors import UsageError
+from modelkit.fit.budget import Model, estimate
+from modelkit.fit.hardware import device_of_gpu
+from modelkit.fit.settings import EngineKind, settings_of
+
+__all__ = ["Measured", "learn", "read_measured"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The most memory of each device that an engine had in use, and what the sum comes to with its settings of then."""
+
+    kind: EngineKind
+    engine: str
+    device: str
+    load: str
+    run_id: str
+    peak_bytes: int
+    expected_bytes: int
+
+    @property
+    def beyond_bytes(self) -> int:
+        """How much more than the sum there was."""
+        return max(0, self.peak_bytes - self.expected_bytes)
+
+
+def learn(model: Model, model_dir: Path) -> Model:
+    """Return the model with what its folder's last benchmark has shown; the same where there is none."""
+    seen = read_measured(model, model_dir)
+    return replace(model, beyond={each.kind: each.beyond_bytes for each in seen}) if seen else model
+
+
+def read_measured(model: Model, model_dir: Path) -> tuple[Measured, ...]:
+    """Return what a folder's last benchmark saw of each engine; nothing where it saw no GPU, or cannot be read."""
+    try:
+        record = json.loads((model_dir / BENCH_RECORD).read_bytes())
+        return tuple(_measured(model, record))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
+        return ()  # a record of another version of modelkit, or nobody's: the sum stands by itself
+
+
+def _measured(model: Model, record: dict[str, Any]) -> Iterator[Measured]:
+    gpus = {(gpu["name"], gpu["memory_bytes"]) for gpu in record["gpus"]}
+    if len(gpus) != 1:  # none, or of several kinds
+        return
+    device = device_of_gpu(*gpus.pop())
+    for subject in record["subjects"]:
+        levels = [
+            level
+            for level in record["levels"]
+            if level["subject"] == subject["name"] and level["gpu_memory_bytes_max"]
+        ]
+        # All GPUs that the run could use were summed up: with others among them nobody knows whose memory it was.
+        if not levels or subject.get("tensor_parallel_size") != len(record["gpus"]):
+            continue
+        options = json.dumps({"name": subject["engine"], **subject["engine_args"]})
+        settings = settings_of(EngineConfig.model_validate_json(options))
+        if settings is None or settings.engine == "transformers":  # its cache grows with the load
+            continue
+        most = max(levels, key=lambda level: int(level["gpu_memory_bytes_max"]))
+        expected = estimate(model, settings, device)
+        yield Measured(
+            kind=expected.settings.engine,
+            engine=f"{subject['engine']} {subject['engine_version'] or ''}".rstrip(),
+            device=device.name,
+            load=most["load"],
+            run_id=record["run_id"],
+            peak_bytes=most["gpu_memory_bytes_max"] // len(record["gpus"]),
+            expected_bytes=expected.reserved_bytes,
+        )
