@@ -37,6 +37,8 @@ class Layout:
         self.reference = reference.at()
         self.folder = reference.folder
         self._is_ready = False
+        # What each manifest refers to, by digest: a digest's content never changes, and `referrers` asks for all each time.
+        self._referring: dict[str, tuple[str, Descriptor] | None] = {}
 
     @property
     def name(self) -> str:
@@ -168,15 +170,19 @@ class Layout:
 
     def referrers(self, digest: str) -> Sequence[Descriptor]:
         """Return the manifests whose subject is `digest`."""
-        found: dict[str, Descriptor] = {}
-        for value in self._listed():
-            manifest = self._read_manifest(str(value["digest"]))
-            subject = manifest.subject
-            if subject is not None and subject.digest == digest:
-                found[manifest.digest] = manifest.descriptor(
-                    annotations=manifest.annotations, artifact_type=manifest.artifact_type
-                )
-        return list(found.values())
+        listed = dict.fromkeys(str(value["digest"]) for value in self._listed())
+        found = [self._refers(each) for each in listed]
+        return [each for subject, each in filter(None, found) if subject == digest]
+
+    def _refers(self, digest: str) -> tuple[str, Descriptor] | None:
+        """Return the subject of a manifest, and the descriptor that tells of the manifest; None where it has none."""
+        if digest not in self._referring:
+            manifest = self._read_manifest(digest)
+            told = manifest.descriptor(annotations=manifest.annotations, artifact_type=manifest.artifact_type)
+            self._referring[digest] = (
+                (manifest.subject.digest, told) if manifest.subject is not None else None
+            )
+        return self._referring[digest]
 
     # ---------------------------------------------------------------------------------------------------- the folder
 
