@@ -6,7 +6,7 @@ makes of them, `limits` turns the sum round, `measured` has what a benchmark sho
 
 from modelkit.fit.architecture import Architecture, read_architecture
 from modelkit.fit.budget import Estimate, Model, estimate
-from modelkit.fit.checkpoint import read_model
+from modelkit.fit.checkpoint import config_hash, read_model
 from modelkit.fit.gate import Finding, check_fit
 from modelkit.fit.hardware import Device, device_by_name, device_of_compute, device_of_size, this_machine
 from modelkit.fit.headers import (
@@ -38,6 +38,7 @@ __all__ = [
     "Tensor",
     "as_json",
     "check_fit",
+    "config_hash",
     "device_by_name",
     "device_of_compute",
     "device_of_size",

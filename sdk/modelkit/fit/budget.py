@@ -59,11 +59,13 @@ _VLLM_CPU_KV_BYTES = 2 * _GIB
 class Model:
     """What is to fit: a checkpoint's architecture, and its weights by dtype, quantization and number of devices.
 
-    `beyond` is how many bytes more than the sum each engine was seen to have in use (measured.py).
+    `config_hash` names the config.json that it was read of, `beyond` how many bytes more than the sum each engine was seen
+    to have in use (measured.py).
     """
 
     architecture: Architecture
     weights: Callable[[str, str | None, int], Weights]
+    config_hash: str = ""
     beyond: Mapping[EngineKind, int] = field(default_factory=dict)
 
 
@@ -73,6 +75,7 @@ class Estimate:
 
     `kv_room_bytes` is what the engine has for the KV cache, `kv_bytes` what `concurrency` sequences of `max_model_len`
     tokens take of it. `overhead_bytes` are the context, libraries and links; `beyond_bytes` what bench saw beside all that.
+    It comes up while the engine works, when the cache is laid out long since: it makes the cache no smaller.
     """
 
     device: Device
@@ -94,12 +97,18 @@ class Estimate:
     @property
     def fits(self) -> bool:
         """Whether all that was asked for fits at the same time."""
-        return self.most_sequences >= self.concurrency
+        return self.most_sequences >= self.concurrency and not self.spilling_bytes
 
     @property
     def missing_bytes(self) -> int:
         """How much more each device would have to have; 0 where it fits."""
-        return 0 if self.fits else max(1, self.kv_bytes - self.kv_room_bytes)
+        return 0 if self.fits else max(1, self.kv_bytes - self.kv_room_bytes, self.spilling_bytes)
+
+    @property
+    def spilling_bytes(self) -> int:
+        """How much of what bench saw finds no room beside what the engine reserves."""
+        left_alone = self.device.usable_bytes - self.reserved_bytes
+        return max(0, self.beyond_bytes - max(0, left_alone))
 
     @property
     def used_bytes(self) -> int:
@@ -116,7 +125,7 @@ class Estimate:
     @property
     def reserved_bytes(self) -> int:
         """Return the sum on each device of an engine that lays out all its KV cache at the start."""
-        return self.used_bytes - self.kv_bytes + self.kv_room_bytes
+        return self.used_bytes - self.beyond_bytes - self.kv_bytes + self.kv_room_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +141,6 @@ class _Parts:
     graphs: int = 0
     context: int = 0
     runtime: int = 0
-    beyond: int = 0
-
-    @property
-    def outside(self) -> int:
-        """What lies outside of an engine's share of memory: the context, and what its own account leaves out."""
-        return self.context + self.beyond
 
     @property
     def share(self) -> float:
@@ -148,7 +151,7 @@ class _Parts:
     @property
     def free_after_weights(self) -> int:
         """What is left once the model is loaded."""
-        return self.device.usable_bytes - self.outside - self.weights - self.runtime
+        return self.device.usable_bytes - self.context - self.weights - self.runtime
 
 
 def estimate(
@@ -169,7 +172,7 @@ def estimate(
     length = max_model_len or settings.max_model_len or architecture.max_model_len
     dtype = resolved_dtype(architecture, settings, device)
     weights = model.weights(dtype, settings.quantization, settings.tensor_parallel_size)
-    overheads = _overheads(model, settings, device, dtype, length) if with_overheads else {}
+    overheads = _overheads(architecture, settings, device, dtype, length) if with_overheads else {}
     parts = _Parts(
         architecture=architecture,
         settings=settings,
@@ -192,7 +195,7 @@ def estimate(
         activation_bytes=parts.activation,
         graph_bytes=parts.graphs,
         overhead_bytes=parts.context + parts.runtime,
-        beyond_bytes=parts.beyond,
+        beyond_bytes=model.beyond.get(settings.engine, 0) if with_overheads else 0,
         kv_room_bytes=room,
         kv_bytes=sequence_bytes * layout.rows(concurrency),
         sequence_bytes=sequence_bytes,
@@ -233,10 +236,9 @@ def _most_sequences(layout: Layout, room: int, length: int, limit: int) -> int:
 
 
 def _overheads(
-    model: Model, settings: Settings, device: Device, dtype: str, max_model_len: int
+    architecture: Architecture, settings: Settings, device: Device, dtype: str, max_model_len: int
 ) -> dict[str, int]:
     """Return what the engine takes beside weights and cache."""
-    architecture = model.architecture
     activation = activation_bytes(architecture, settings, device, DTYPE_BYTES[dtype], max_model_len)
     if device.is_cpu:
         return {"activation": activation, "context": CPU_PROCESS_BYTES}
@@ -247,7 +249,6 @@ def _overheads(
         "graphs": 0 if settings.eager else overheads.graph_bytes_per_layer * architecture.num_layers,
         "context": overheads.context_bytes + links,
         "runtime": overheads.runtime_bytes,
-        "beyond": model.beyond.get(settings.engine, 0),
     }
 
 
@@ -269,13 +270,13 @@ def _vllm_room(parts: _Parts) -> int:
     (gpu/model_runner.py: profile_cudagraph_memory).
     """
     usable = parts.device.usable_bytes
-    asked = min(int(usable * parts.share), usable - parts.outside)
+    asked = min(int(usable * parts.share), usable - parts.context)
     return asked - parts.weights - parts.activation - parts.runtime
 
 
 def _sglang_room(parts: _Parts) -> int:
     """kv_cache_configurator.py, _profile_available_bytes: mem_fraction_static of what was free before loading."""
-    before = parts.device.usable_bytes - parts.outside
+    before = parts.device.usable_bytes - parts.context
     fraction = parts.settings.utilization or _sglang_fraction(parts)
     return int(before * fraction) - parts.weights - parts.runtime
 
@@ -330,7 +331,7 @@ def _pytorch_room(parts: _Parts) -> int:
 
 def _tgi_room(parts: _Parts) -> int:
     """flash_causal_lm.py, warmup: what a warm-up of the longest prefill leaves of the share, less a margin."""
-    share = int(parts.device.usable_bytes * parts.share) - parts.outside
+    share = int(parts.device.usable_bytes * parts.share) - parts.context
     return int((share - parts.weights - parts.activation - parts.runtime) * _TGI_MARGIN)
 
 

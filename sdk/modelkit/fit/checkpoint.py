@@ -1,7 +1,11 @@
 """From a checkpoint's files to a Model: config.json and the safetensors headers, wherever they are."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from modelkit.errors import LoadError
 from modelkit.fit.architecture import read_architecture
@@ -9,7 +13,7 @@ from modelkit.fit.budget import Model
 from modelkit.fit.headers import CheckpointReader, Tensor, pickle_bytes, read_json, read_tensors
 from modelkit.fit.weights import Weights, expected_tensors, weights_per_device
 
-__all__ = ["read_model"]
+__all__ = ["config_hash", "read_model"]
 
 CONFIG = "config.json"
 
@@ -48,4 +52,9 @@ def read_model(reader: CheckpointReader) -> Model:
             )
         return replace(found, is_estimate=True)
 
-    return Model(architecture, weights)
+    return Model(architecture, weights, config_hash(config))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return a short name of a config.json by its content: what was measured of one model says nothing of another."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]

@@ -68,7 +68,7 @@ def _finding(model: Model, settings: Settings, device: Device) -> Finding | None
         severity="error" if is_certain else "warning",
         message=_message(likely, weights_exceed=weights_exceed),
         cure=cure or "use a smaller model, or more and larger GPUs",
-        keys=_keys(weights_exceed=weights_exceed),
+        keys=_keys(likely, weights_exceed=weights_exceed),
     )
 
 
@@ -77,13 +77,20 @@ def _message(found: Estimate, *, weights_exceed: bool) -> str:
     weights = gib(found.weights.bytes_per_device)
     if weights_exceed:
         return f"the weights alone, {weights} on each device, are more than the {where}"
+    if found.spilling_bytes:
+        return (
+            f"{engine_title(found)} had {gib(found.beyond_bytes)} more in use than it reserves when bench measured it, and "
+            f"{gib(found.spilling_bytes)} of that find no room in the {where}"
+        )
     return (
         f"one sequence of {found.max_model_len:,} tokens takes {gib(found.sequence_bytes)} of KV cache, and beside "
         f"{weights} of weights {engine_title(found)} has {gib(max(0, found.kv_room_bytes))} for it in the {where}"
     )
 
 
-def _keys(*, weights_exceed: bool) -> tuple[tuple[str, ...], ...]:
+def _keys(found: Estimate, *, weights_exceed: bool) -> tuple[tuple[str, ...], ...]:
     compute = (("compute", "instance"), ("compute", "accelerator_type"), ("compute", "accelerator_memory"))
-    engine = (("engine", "max_model_len"), ("engine", "name"))
+    engine: tuple[tuple[str, ...], ...] = (("engine", "max_model_len"), ("engine", "name"))
+    if found.spilling_bytes:
+        engine = (("engine", "gpu_memory_utilization"), *engine)
     return compute + engine if weights_exceed else engine + compute

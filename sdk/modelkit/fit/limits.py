@@ -4,6 +4,7 @@ Every answer is checked by the sum itself: memory only grows with length and num
 by halving, and a suggestion is made only where the sum with it fits.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -107,6 +108,13 @@ def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) 
             f"engine.gpu_memory_utilization={_HIGH_UTILIZATION}",
             of=of,
         )
+    if settings.engine == "vllm" and asked.spilling_bytes:
+        share = settings.utilization or OVERHEADS["vllm"].utilization
+        less = math.floor((share - asked.spilling_bytes / device.usable_bytes) * 100) / 100
+        of = replace(settings, utilization=less)
+        yield suggest(
+            f"leave the engine {less:.0%} of the memory", f"engine.gpu_memory_utilization={less}", of=of
+        )
     if model.architecture.quantization is None and settings.quantization is None:
         yield suggest("use a 4-bit (AWQ or GPTQ) checkpoint of the model", changed=_in_four_bits(model))
     yield from _more_devices(suggest, model, settings, device)
@@ -124,7 +132,7 @@ def _has_eight_bits(device: Device, word: str) -> bool:
 def _has_room_for_more(asked: Estimate) -> bool:
     """Tell whether vLLM may take more of the memory: what lies outside its share has to fit beside it."""
     device, share = asked.device, asked.settings.utilization or OVERHEADS["vllm"].utilization
-    outside = asked.overhead_bytes + asked.graph_bytes
+    outside = asked.overhead_bytes + asked.graph_bytes + asked.beyond_bytes
     return (
         not device.is_cpu
         and share < _HIGH_UTILIZATION

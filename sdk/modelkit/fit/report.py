@@ -50,7 +50,7 @@ def rows(found: Estimate) -> list[tuple[str, int]]:
         ),
         ("more than that, as bench saw", found.beyond_bytes),
         ("left for more KV cache" if found.fits else "missing for the KV cache", left_for_cache),
-        ("left alone by the engine", others),
+        ("left alone by the engine" if others >= 0 else "more than there is", others),
     ]
     return [(text, size) for text, size in parts if size]
 

@@ -8,7 +8,7 @@ import pytest
 from modelkit.cli import serve
 from modelkit.cli.app import main
 from modelkit.config import BENCH_RECORD
-from modelkit.fit import Device
+from modelkit.fit import Device, config_hash
 from unit.fit import checkpoints as ck
 
 MODEL = "from modelkit import LLM\n\n\nclass Big(LLM):\n    pass\n"
@@ -48,7 +48,8 @@ def test_what_bench_saw_is_counted_and_told(folder, capsys):
     gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 81559 * 2**20}
     subject = {"name": "big", "engine": "vllm", "engine_version": "0.26.0", "tensor_parallel_size": 1}
     level = {"subject": "big", "load": "c=100", "gpu_memory_bytes_max": 77 * 2**30}
-    record = {"run_id": "r1", "gpus": [gpu], "subjects": [subject | {"engine_args": {}}], "levels": [level]}
+    subject |= {"engine_args": {}, "config_hash": config_hash(ck.QWEN2_7B)}
+    record = {"run_id": "r1", "gpus": [gpu], "subjects": [subject], "levels": [level]}
     path = folder / BENCH_RECORD
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""What engines reported on GPUs beside what is predicted now: weights within 5%, the KV cache within 10%."""
+"""What engines reported on GPUs beside what is predicted now: weights and KV cache within 2%."""
 
 import json
 from dataclasses import replace
@@ -35,11 +35,11 @@ def test_predictions_are_near_what_engines_report(record, tmp_path):
         device = replace(device, usable_bytes=device.usable_bytes - record["gpu_used_before_mib"] * _MIB)
     found, reported = estimate(read_model(LocalReader(tmp_path)), settings, device), record["reported"]
     if reported["weights_gib"]:
-        assert found.weights.bytes_per_device / _GIB == pytest.approx(reported["weights_gib"], rel=0.05)
+        assert found.weights.bytes_per_device / _GIB == pytest.approx(reported["weights_gib"], rel=0.02)
     if reported["kv_tokens"]:
-        assert found.kv_capacity_tokens == pytest.approx(reported["kv_tokens"], rel=0.1)
+        assert found.kv_capacity_tokens == pytest.approx(reported["kv_tokens"], rel=0.02)
     else:
-        assert found.kv_room_bytes / _GIB == pytest.approx(reported["kv_gib"], rel=0.1)
+        assert found.kv_room_bytes / _GIB == pytest.approx(reported["kv_gib"], rel=0.02)
 
 
 def test_every_engine_was_measured_with_at_least_three_architectures():

@@ -1,9 +1,18 @@
 """The check before a start: certain faults are errors, likely ones warnings, and what cannot be told is neither."""
 
+import json
+
 import pytest
 
-from modelkit.config import load_config
-from modelkit.fit import Device, check_fit, device_by_name, device_of_size, read_architecture
+from modelkit.config import BENCH_RECORD, load_config
+from modelkit.fit import (
+    Device,
+    check_fit,
+    config_hash,
+    device_by_name,
+    device_of_size,
+    read_architecture,
+)
 from modelkit.fit.weights import expected_tensors
 from unit.fit import checkpoints as ck
 
@@ -60,6 +69,30 @@ def test_what_only_the_estimate_says_is_a_warning(folder):
     finding = check(folder(), device_of_size(int(17.5 * 2**30)))
     assert finding.severity == "warning"
     assert "vllm has 0." in finding.message or "vllm has 1." in finding.message
+
+
+def test_what_bench_saw_and_finds_no_room_is_a_warning(folder):
+    path = folder(options=", max_model_len: 4096")
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 81559 * 2**20}
+    subject = {
+        "name": "big",
+        "engine": "vllm",
+        "engine_version": None,
+        "tensor_parallel_size": 1,
+        "engine_args": {"max_model_len": 4096},
+        "config_hash": config_hash(ck.QWEN2_7B),
+    }
+    level = {"subject": "big", "load": "c=100", "gpu_memory_bytes_max": 77 * 2**30}
+    record = path / BENCH_RECORD
+    record.parent.mkdir(parents=True)
+    content = {"run_id": "r1", "gpus": [gpu], "subjects": [subject], "levels": [level]}
+    record.write_text(json.dumps(content))
+    finding = check(path, device_by_name("A10G"))
+    assert finding.severity == "warning"
+    assert "more in use than it reserves when bench measured it" in finding.message
+    assert "--set engine.gpu_memory_utilization=" in finding.cure
+    assert finding.keys[0] == ("engine", "gpu_memory_utilization")
+    assert check(path, device_by_name("H100")) is None
 
 
 def test_weights_that_are_not_all_there_are_told_from_the_config_and_only_warned_of(folder):

@@ -1,6 +1,7 @@
 """What a folder's last benchmark teaches the sum, by records as `modelkit bench` writes them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,11 +9,13 @@ from modelkit.config import BENCH_RECORD
 from modelkit.fit import (
     LocalReader,
     Settings,
+    config_hash,
     device_by_name,
     estimate,
     learn,
     read_measured,
     read_model,
+    rows,
     suggestions,
 )
 from unit.fit import checkpoints as ck
@@ -30,13 +33,15 @@ def qwen2(tmp_path):
 def write(tmp_path):
     """Return a function that writes a record, and returns its folder."""
 
-    def put(peak_bytes, *, gpus=1, engine="vllm", args=None, size=1, **other):
+    def put(peak_bytes, *, gpus=1, engine="vllm", args=None, size=1, used_before=None, **other):
         subject = {
             "name": "chat",
             "engine": engine,
             "engine_version": "0.26.0",
             "engine_args": args or {"max_model_len": 4160, "start_timeout_s": 480.0},
             "tensor_parallel_size": size,
+            "config_hash": config_hash(ck.QWEN2_7B),
+            "gpu_used_before_bytes": used_before,
         }
         levels = [
             {"subject": "chat", "load": "c=1", "gpu_memory_bytes_max": peak_bytes - GIB},
@@ -63,36 +68,60 @@ def test_what_was_seen_beyond_the_sum_counts_on_every_card(qwen2, write):
     before, after = (estimate(model, Settings(engine="vllm"), other) for model in (qwen2, learned))
     assert (after.beyond_bytes, before.beyond_bytes) == (2 * GIB, 0)
     assert after.used_bytes == before.used_bytes + 2 * GIB
-    # vLLM's share of memory is one of all; what lies outside of it takes room only where there is none left outside.
-    assert after.kv_room_bytes == before.kv_room_bytes
-    full = Settings(engine="vllm", utilization=1.0)
-    assert (
-        estimate(learned, full, other).kv_room_bytes == estimate(qwen2, full, other).kv_room_bytes - 2 * GIB
+    assert sum(size for _, size in rows(after)) == sum(size for _, size in rows(before)) == other.usable_bytes
+    other_engine = Settings(engine="sglang")
+    assert estimate(learned, other_engine, device) == estimate(qwen2, other_engine, device)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "turbomind", "pytorch"])
+def test_the_cache_is_laid_out_before_and_gets_no_smaller(qwen2, engine):
+    device, settings = device_by_name("H100"), Settings(engine=engine)
+    learned = replace(qwen2, beyond={engine: 2 * GIB})
+    before, after = estimate(qwen2, settings, device), estimate(learned, settings, device)
+    assert (after.kv_room_bytes, after.kv_capacity_tokens) == (
+        before.kv_room_bytes,
+        before.kv_capacity_tokens,
     )
+    assert after.fits
 
 
-def test_an_engine_that_takes_a_share_of_what_is_free_has_less(qwen2, write):
-    settings, device = Settings(engine="pytorch", max_model_len=4160), device_by_name("H100")
-    expected = estimate(qwen2, settings, device).reserved_bytes
-    args = {"max_model_len": 4160, "args": {"backend": "pytorch"}}
-    learned = learn(qwen2, write(expected + GIB, engine="lmdeploy", args=args))
-    assert estimate(learned, settings, device).kv_room_bytes == pytest.approx(
-        estimate(qwen2, settings, device).kv_room_bytes - 0.8 * GIB, abs=2
+def test_what_finds_no_room_beside_the_engines_share_does_not_fit(qwen2):
+    device, settings = device_by_name("A10G"), Settings(engine="vllm", max_model_len=4096)
+    model = replace(qwen2, beyond={"vllm": 2 * GIB})
+    assert estimate(qwen2, settings, device).fits
+    found = estimate(model, settings, device)
+    left_alone = device.usable_bytes - found.reserved_bytes
+    assert found.spilling_bytes == found.missing_bytes == 2 * GIB - left_alone > 0
+    assert not found.fits
+    assert rows(found)[-1] == ("more than there is", -found.spilling_bytes)
+    share = next(
+        change for change in suggestions(model, settings, device) if "leave the engine" in change.text
     )
-    other = Settings(engine="turbomind")  # another engine learns nothing of it
-    assert estimate(learned, other, device) == estimate(qwen2, other, device)
+    assert share.estimate.fits
+    assert share.options == (f"engine.gpu_memory_utilization={share.estimate.settings.utilization}",)
 
 
-def test_suggestions_count_it_too(qwen2, write):
-    settings, device = Settings(engine="sglang", max_model_len=4160), device_by_name("H100")
-    expected = estimate(qwen2, settings, device).reserved_bytes
-    learned = learn(qwen2, write(expected + 8 * GIB, engine="sglang"))
-    small = device_by_name("A10G")
-    found = suggestions(learned, settings, small, concurrency=4)
-    assert found
-    assert all(change.estimate.beyond_bytes == 8 * GIB for change in found)
-    assert not estimate(learned, settings, small).fits
-    assert estimate(qwen2, settings, small).fits
+def test_another_models_record_teaches_nothing(qwen2, write, tmp_path):
+    folder = write(80 * GIB)
+    other = read_model(LocalReader(ck.write_config(tmp_path / "other", ck.LLAMA_31_8B)))
+    assert learn(other, folder) is other
+    assert read_measured(qwen2, folder)
+
+
+def test_what_others_held_before_is_not_the_engines(qwen2, write):
+    (seen,) = read_measured(qwen2, write(80 * GIB, used_before=5 * GIB))
+    assert seen.peak_bytes == 75 * GIB
+
+
+def test_of_two_runs_of_an_engine_the_higher_counts(qwen2, write):
+    folder = write(78 * GIB)
+    path = folder / BENCH_RECORD
+    record = json.loads(path.read_bytes())
+    record["subjects"].append(record["subjects"][0] | {"name": "chat http"})
+    record["levels"].append({"subject": "chat http", "load": "c=1", "gpu_memory_bytes_max": 70 * GIB})
+    path.write_text(json.dumps(record))
+    (seen,) = read_measured(qwen2, folder)
+    assert (seen.peak_bytes, seen.load) == (78 * GIB, "c=100")
 
 
 def test_less_than_the_sum_teaches_nothing(qwen2, write):
