@@ -158,6 +158,19 @@ def test_a_run_of_another_release_is_refused(tmp_path):
         load_run(tmp_path)
 
 
+def test_a_folder_with_other_files_becomes_no_run(tmp_path):
+    (tmp_path / REQUESTS).write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        Store.open(tmp_path, HEADER)
+    assert (tmp_path / REQUESTS).read_text() == "mine"
+
+
+def test_a_run_that_was_cut_before_it_began_goes_on(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / RUN).unlink()
+    assert Store.open(tmp_path, HEADER).run["levels"] == []
+
+
 def repeats(subject, *speeds):
     return [level(subject, speed=speed, repeat=number) for number, speed in enumerate(speeds)]
 
