@@ -34,7 +34,7 @@ def measured(digest, speed=100.0, minutes=0):
         "run_id": f"run-{minutes}",
         "started_at": (STARTED + timedelta(minutes=minutes)).isoformat(),
         "tool": {"name": "modelkit bench", "version": "0"},
-        "git": {"commit": "c0ffee", "dirty": True},
+        "git": {"commit": "c0ffee", "dirty": True},  # a key that nobody has thought of
         "gpus": [{"name": "NVIDIA H200", "memory_bytes": 1, "driver": "570", "uuid": "GPU-of-mine"}],
         "workload": {"kind": "file", "output_tokens": "9", "prompts": "/home/ada/prompts.jsonl"},
         "subjects": subjects,

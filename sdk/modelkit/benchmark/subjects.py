@@ -210,6 +210,15 @@ class RandomSource:
 Source = ServerSource | FolderSource | RandomSource
 
 
+def names_by_folder(sources: Sequence[Source]) -> dict[Path, set[str]]:
+    """Return the names of what is measured of each model folder, the folders in their order."""
+    found: dict[Path, set[str]] = {}
+    for source in sources:
+        if isinstance(source, FolderSource):
+            found.setdefault(source.folder, set()).update(source.names)
+    return found
+
+
 def server_spec(target: str, base: TargetSpec) -> TargetSpec:
     """Return the spec of a server by what a person writes: http://... is OpenAI's API, anything else modelkit's gRPC."""
     if target.startswith(("http://", "https://")):

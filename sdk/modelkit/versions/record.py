@@ -33,12 +33,13 @@ __all__ = [
     "content_digest",
     "figures",
     "headline",
+    "most_memory",
     "read_record",
     "write_record",
 ]
 
-# What travels, by name: a key that is added to the record stays here until somebody has thought of it. Left out are the
-# commit (the provenance has it), and the prompts' file, which is a path on this machine. `engine_args` are of the config
+# What travels, by name: a key that is added to the record stays here until somebody has thought of it. Left out is the
+# prompts' file, which is a path on this machine. `engine_args` are of the config
 # that the version has too.
 _RUN = ("schema_version", "run_id", "started_at", "tool")
 _GPU = ("name", "memory_bytes", "driver")
@@ -143,7 +144,7 @@ def _of_content(record: Mapping[str, Any], digest: str) -> dict[str, Any]:
     kept["subjects"] = [each for each in kept["subjects"] if each.get("content_digest") == digest]
     names = {each["name"] for each in kept["subjects"]}
     kept["levels"] = [each for each in kept["levels"] if each["subject"] in names]
-    return kept | {"gpu_memory_bytes_max": _most_memory(kept["levels"])}
+    return kept | {"gpu_memory_bytes_max": most_memory(kept["levels"])}
 
 
 def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
     kept["workload"] = _pick(record["workload"], _WORKLOAD)
     kept["subjects"] = [_pick(each, _SUBJECT) for each in record["subjects"]]
     kept["levels"] = [_pick(each, _LEVEL) for each in record["levels"]]
-    kept["gpu_memory_bytes_max"] = _most_memory(kept["levels"])
+    kept["gpu_memory_bytes_max"] = most_memory(kept["levels"])
     datetime.fromisoformat(kept["started_at"])
     figures(kept)
     return kept
@@ -163,7 +164,8 @@ def _pick(value: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: value[name] for name in names if name in value}
 
 
-def _most_memory(levels: Sequence[Mapping[str, Any]]) -> int | None:
+def most_memory(levels: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the most GPU memory that was seen in use during any of some levels; None where none was seen."""
     return max(
         (each["gpu_memory_bytes_max"] for each in levels if each["gpu_memory_bytes_max"]), default=None
     )

@@ -158,6 +158,19 @@ def test_a_run_of_another_release_is_refused(tmp_path):
         load_run(tmp_path)
 
 
+def test_a_folder_with_other_files_becomes_no_run(tmp_path):
+    (tmp_path / REQUESTS).write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        Store.open(tmp_path, HEADER)
+    assert (tmp_path / REQUESTS).read_text() == "mine"
+
+
+def test_a_run_that_was_cut_before_it_began_goes_on(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / RUN).unlink()
+    assert Store.open(tmp_path, HEADER).run["levels"] == []
+
+
 def repeats(subject, *speeds):
     return [level(subject, speed=speed, repeat=number) for number, speed in enumerate(speeds)]
 
@@ -318,11 +331,20 @@ async def test_only_the_gpus_that_the_server_may_use_are_sampled(tmp_path, monke
 
 def test_the_record_beside_the_model(tmp_path):
     run = make_run(tmp_path / "run", level()).run
-    path = write_latest(tmp_path, run)
-    assert path == tmp_path / BENCH_RECORD
-    told = json.loads(path.read_text())
+    write_latest(tmp_path, run, {"a"})
+    told = json.loads((tmp_path / BENCH_RECORD).read_text())
     assert told["levels"][0]["output_tok_s"] == pytest.approx(run["levels"][0]["metrics"]["out_tok_s_steady"])
     assert told["gpu_memory_bytes_max"] is None
+
+
+def test_each_folder_of_a_run_has_a_record_of_its_own(tmp_path):
+    run = make_run(tmp_path / "run", level("a"), level("a", concurrency=2), level("b")).run
+    for names in ({"a"}, {"b"}, {"c"}):
+        write_latest(tmp_path, run, names)
+        told = json.loads((tmp_path / BENCH_RECORD).read_text())
+        expected = names if names != {"c"} else {"b"}  # of which nothing was measured
+        assert {each["name"] for each in told["subjects"]} == expected
+        assert {each["subject"] for each in told["levels"]} == expected
 
 
 def test_a_run_that_goes_on_with_a_changed_folder_is_of_neither_content(tmp_path):

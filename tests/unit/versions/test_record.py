@@ -6,6 +6,7 @@ import pytest
 
 from bench_record import measured
 from greeter import MODEL, with_weights, write_greeter
+from modelkit.benchmark.results import Store as Run
 from modelkit.config import BENCH_RECORD
 from modelkit.errors import Problem
 from modelkit.package import collect
@@ -181,6 +182,16 @@ def test_runs_are_no_part_of_a_package(folder):
     (folder / ".modelkit/bench/20260101-000000").mkdir()
     (folder / ".modelkit/bench/20260101-000000/run.json").write_text("{}")
     assert collect(folder).digest == before
+
+
+def test_nor_are_runs_that_somebody_has_put_into_the_model_folder(folder):
+    before, digest = collect(folder).digest, content_digest(folder)
+    Run.open(folder / "runs/first", {"settings": {}})
+    (folder / "runs/first/serve-vllm.log").write_text("/home/ada")
+    assert (collect(folder).digest, content_digest(folder)) == (before, digest)
+    # A run.json by itself is anybody's.
+    (folder / "runs/run.json").write_bytes((folder / "runs/first/run.json").read_bytes())
+    assert [file.path for file in collect(folder).files if "run" in file.path] == ["runs/run.json"]
 
 
 def test_the_headline_is_the_highest_load_of_the_own_engine():
