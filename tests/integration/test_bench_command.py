@@ -101,6 +101,22 @@ def test_a_missed_objective_is_exit_code_1(url, tmp_path):
     assert json.loads(met.stdout)["levels"][0]["metrics"]["slo"] == {"e2e_p99=60s": True}
 
 
+def failing_prompts(path):
+    """Of five prompts four are refused."""
+    scripts = [Script(f"prompt {number}", tokens=12, status=503 if number else 200) for number in range(5)]
+    path.write_text("".join(json.dumps({"prompt": str(script)}) + "\n" for script in scripts))
+    return ["--prompts", path, "--output-tokens", "12", "--warm-up", "0", "--concurrency", "1"]
+
+
+def test_a_level_that_failed_is_no_success(url, tmp_path):
+    arguments = failing_prompts(tmp_path / "prompts.jsonl")
+    done = bench(url, *arguments, "--num-requests", "5", "--output", tmp_path / "run")
+    assert done.returncode == 1
+    assert "✓" not in done.stderr
+    assert f"warning: {url}, c=1: 4 of 5 requests failed: 4 HTTP_503 (not today)" in done.stderr
+    assert "help: the server's log" in done.stderr
+
+
 def test_open_loop_and_traces(url, tmp_path):
     done = bench(url, *SMALL, "--request-rate", "50", "--num-requests", "60", "--output", tmp_path / "rate")
     assert done.returncode == 0, done.stderr

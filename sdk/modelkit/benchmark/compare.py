@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any, Final
 
+from modelkit.benchmark.metrics import failed_share, failures, has_failed
 from modelkit.benchmark.sweep import throughput
 from modelkit.errors import UsageError
 
@@ -47,7 +48,8 @@ def compare_runs(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[di
     """Compare the levels that two runs have in common; two runs of one subject each are compared whatever its name.
 
     Each row has the means, the change of B against A and its 95% interval by Welch's t-test over the repeats; the verdict
-    is "noise" where the interval holds zero, "unknown" with fewer than two repeats. Raises UsageError where the runs have
+    is "noise" where the interval holds zero, "unknown" with fewer than two repeats. A level that failed has one row,
+    the share of its requests that did. Raises UsageError where the runs have
     nothing in common.
     """
     groups_a, groups_b = _groups(first), _groups(second)
@@ -87,8 +89,9 @@ def comparison_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if row["change_low"] is not None
             else "[?]"
         )
+        change = f"{row['change']:+.1%}" if row["change"] is not None else "?"
         yield (
-            f"  {row['metric']:{width}}  {row['a']:>12,.2f}  {row['b']:>12,.2f}  {row['change']:>+8.1%}  {interval:>20}  "
+            f"  {row['metric']:{width}}  {row['a']:>12,.2f}  {row['b']:>12,.2f}  {change:>8}  {interval:>20}  "
             f"{row['verdict']}"
         )
 
@@ -96,6 +99,20 @@ def comparison_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _rows(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
+    shares = [mean(failed_share(level["metrics"]) for level in levels) for levels in (first, second)]
+    failed = [any(has_failed(level["metrics"]) for level in levels) for levels in (first, second)]
+    if any(failed):  # what a server gives that answers some requests only is nothing to compare
+        yield {
+            "metric": "% failed",
+            "repeats": [len(first), len(second)],
+            "a": shares[0] * 100,
+            "b": shares[1] * 100,
+            "change": None,
+            "change_low": None,
+            "change_high": None,
+            "verdict": "unknown" if all(failed) else "worse" if failed[1] else "better",
+        }
+        return
     for metric in _METRICS:
         a = [value for level in first if (value := metric.read(level)) is not None]
         b = [value for level in second if (value := metric.read(level)) is not None]
@@ -149,7 +166,10 @@ def _groups(run: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, A
 
 
 def winners(run: Mapping[str, Any]) -> Iterator[str]:
-    """Say who is first with each model at each load, by tokens/s and by TTFT, where several were measured."""
+    """Say who is first with each model at each load, by tokens/s and by TTFT, where several were measured.
+
+    Who failed at a load has no rank there: an engine that answers a tenth of the requests is fast with those.
+    """
     models = {subject["name"]: str(subject.get("model") or "") for subject in run["subjects"]}
     groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for level in run["levels"]:
@@ -157,9 +177,21 @@ def winners(run: Mapping[str, Any]) -> Iterator[str]:
         groups.setdefault((model, level["load"]), {}).setdefault(level["subject"], []).append(level)
     num_models = len({model for model, _ in groups})
     for (model, load), subjects in groups.items():
-        if len(subjects) > 1:
-            named = {name.removeprefix(f"{model} "): levels for name, levels in subjects.items()}
-            yield _winner(f"{model}, {load}" if num_models > 1 else load, named)
+        if len(subjects) < 2:  # noqa: PLR2004 - nobody to be compared with
+            continue
+        where = f"{model}, {load}" if num_models > 1 else load
+        named = {name.removeprefix(f"{model} "): levels for name, levels in subjects.items()}
+        failed = {
+            name: level["metrics"]
+            for name, levels in named.items()
+            for level in levels
+            if has_failed(level["metrics"])
+        }
+        ranked = {name: levels for name, levels in named.items() if name not in failed}
+        if len(ranked) > 1:
+            yield _winner(where, ranked)
+        for name, metrics in failed.items():
+            yield f"{where}: {name} has no rank: {failures(metrics)}"
 
 
 def _winner(load: str, subjects: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelkit.benchmark.metrics import has_failed
 from modelkit.benchmark.results import SCHEMA_VERSION
 from modelkit.benchmark.sweep import throughput
 from modelkit.versions.record import most_memory, write_record
@@ -16,9 +17,14 @@ _TIMES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_s")
 def record_of(run: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
     """Return what is worth keeping beside a model: its subjects, by name, and the figures of each of their levels.
 
+    A level that failed is no figure of the model's, and not among them.
     Not all of it travels with a version: `versions.record` says what does, by name.
     """
-    levels = [_level(level) for level in run["levels"] if level["subject"] in names]
+    levels = [
+        _level(level)
+        for level in run["levels"]
+        if level["subject"] in names and not has_failed(level["metrics"])
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run["run_id"],

@@ -20,7 +20,7 @@ A failed request is +inf in TTFT, TPOT and E2E. A short one (another length than
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from modelkit.benchmark.objectives import Objective
 from modelkit.benchmark.record import Record
 from modelkit.benchmark.statistics import Distribution, nearest_rank, wilson_interval
 
-__all__ = ["ClientFigures", "Mode", "Window", "measure", "verdict"]
+__all__ = ["ClientFigures", "Mode", "Window", "failed_share", "failures", "has_failed", "measure", "verdict"]
 
 Mode = Literal["closed", "burst", "open"]
 
@@ -38,6 +38,7 @@ MAX_LAG_SHARE = 0.10
 MAX_CLIENT_CPU = 0.70
 MIN_IN_FLIGHT = 0.95
 MAX_LUMP = 4.0
+MAX_FAILED_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ def measure(
         "n_ok": len(counted) - len(failed),
         "n_err": len(failed),
         "n_short": sum(record.is_short for record in counted),
-        "errors": dict(Counter(record.status for record in failed)),
+        "errors": dict(Counter(record.status for record in failed).most_common()),
+        "error": _said(failed),
         "duration_s": round(span_s, 4),
         "window_s": round(window.length_s, 4),
         "inflight_mean": _rounded(_in_flight(records, window), 3),
@@ -226,6 +228,32 @@ def verdict(metrics: dict[str, Any], client: ClientFigures, concurrency: int | N
     if concurrency and in_flight is not None and in_flight < MIN_IN_FLIGHT * concurrency:
         reasons.append(f"client-limited: {in_flight:.1f} of {concurrency} requests were in flight on average")
     return reasons
+
+
+def _said(failed: Sequence[Record]) -> str:
+    """Return a text of the failure that is most frequent, as one line that any terminal may show."""
+    texts = Counter(" ".join(record.error.split()) for record in failed if record.error).most_common(1)
+    return "".join(char if char.isprintable() else "\ufffd" for text, _ in texts for char in text)
+
+
+def has_failed(metrics: Mapping[str, Any]) -> bool:
+    """Whether more of a level's requests failed than its figures can bear: those that failed were no load."""
+    return failed_share(metrics) > MAX_FAILED_SHARE
+
+
+def failed_share(metrics: Mapping[str, Any]) -> float:
+    """Return the share of a level's requests that failed; all, where none came to its end."""
+    num = metrics["n_ok"] + metrics["n_err"]
+    return float(metrics["n_err"] / num) if num else 1.0
+
+
+def failures(metrics: Mapping[str, Any]) -> str:
+    """Say how many requests of a level failed, with which status, and what the server said of one of them."""
+    if not metrics["n_err"]:
+        return "no request came to its end"
+    statuses = ", ".join(f"{number} {status}" for status, number in metrics["errors"].items())
+    said = f" ({metrics['error']})" if metrics.get("error") else ""
+    return f"{metrics['n_err']} of {metrics['n_ok'] + metrics['n_err']} requests failed: {statuses}{said}"
 
 
 def _in_flight(records: Iterable[Record], window: Window) -> float | None:

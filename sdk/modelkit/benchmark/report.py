@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, Final
 
 from modelkit.benchmark.charts import Bar, Line, bar_chart, line_chart, steps, thinned
-from modelkit.benchmark.metrics import latencies
+from modelkit.benchmark.metrics import failures, has_failed, latencies
 from modelkit.benchmark.record import Record
 from modelkit.benchmark.results import load_records, load_run
 from modelkit.benchmark.sweep import throughput
@@ -59,7 +59,9 @@ def write_report(folders: Sequence[Path], page: Path, *, title: str | None = Non
     Raises UsageError where a folder holds no run, or the page cannot be written.
     """
     data = _load(folders)
-    charts = list(_charts(data))
+    # A bar of an engine that answered a tenth of the requests would be read as its speed; the table has its figures.
+    drawn = [(level, records) for level, records in data.levels if not has_failed(level["metrics"])]
+    charts = list(_charts(_Data(data.runs, drawn)))
     html = render_page(data.runs, data.levels, charts, title or _title(data))
     try:
         page.write_text(html, encoding="utf-8")
@@ -405,6 +407,11 @@ def render_page(
         charts=charts,
         small=_SMALL,
         throughput=throughput,
+        failed=[
+            f"{level['subject']}, {level['load']}: {failures(level['metrics'])}; not in the charts, and no rank"
+            for level, _ in levels
+            if has_failed(level["metrics"])
+        ],
     )
     return str(page)
 

@@ -55,8 +55,8 @@ class Watcher(Protocol):
     def counters(self, counters: Counters) -> None:
         """It is so far."""
 
-    def end(self, level: dict[str, Any]) -> None:
-        """It is finished and kept."""
+    def end(self, level: dict[str, Any], log: Path | None) -> None:
+        """It is finished and kept; `log` is the server's, where it is ours."""
 
     def warn(self, text: str, cure: str = "") -> None:
         """Something is doubtful."""
@@ -160,6 +160,8 @@ class _Session:
         # Random weights write random ids, whose text has another number of tokens when it is tokenized again.
         self.needs_token_check = subject.info.get("weights") != "random"
         self.num_processes = settings.processes or 1
+        name = subject.info.get("log")
+        self.log = store.folder / name if name else None
 
     def found(self) -> dict[str, Any]:
         """Return what the probe has found, for the report."""
@@ -188,7 +190,9 @@ class _Session:
         while not is_saturated(self._closed()) and (number := number * 2) <= limit:
             for repeat in repeats:
                 yield LevelPlan(self.subject.name, "closed", repeat, number)
-        peak = summarize(self._closed())["peak_req_s"]
+        peak = summarize(self._closed()).get("peak_req_s")
+        if not peak:  # every level failed
+            return
         for fraction in OPEN_FRACTIONS:
             for repeat in repeats:
                 yield LevelPlan(self.subject.name, "open", repeat, rate=round(peak * fraction, 4))
@@ -209,7 +213,7 @@ class _Session:
             if record.status not in _REFUSALS | _ABSENCES:
                 break
         if not tried[-1].is_ok:
-            raise _unmeasurable(self.spec, tried[0])
+            raise _unmeasurable(self.spec, tried[0], self.log)
         self.spec = spec
         if not spec.exact_length:
             self.watcher.warn(
@@ -275,7 +279,7 @@ class _Session:
     def _check_warm_up(self, records: Sequence[Record]) -> None:
         failed = [record for record in records if not record.is_ok]
         if len(failed) == len(records):
-            raise _unmeasurable(self.spec, failed[0])
+            raise _unmeasurable(self.spec, failed[0], self.log)
 
     def _check_tokens(self, records: Sequence[Record]) -> None:
         """Compare the usage that the server told with what the tokenizer makes of its text."""
@@ -333,7 +337,7 @@ class _Session:
             "roofline": self._roofline(plan, metrics),
         }
         self.store.add(level, result.records)
-        self.watcher.end(level)
+        self.watcher.end(level, self.log)
 
     def _job(self, plan: LevelPlan) -> tuple[Job, str]:
         settings = self.settings
@@ -453,13 +457,13 @@ def _trace_rate(trace: Trace | None) -> float | None:
     return round(len(trace.offsets_s) / trace.offsets_s[-1], 4)
 
 
-def _unmeasurable(spec: TargetSpec, record: Record) -> ModelkitError:
+def _unmeasurable(spec: TargetSpec, record: Record, log: Path | None) -> ModelkitError:
     message = f"{spec.url} answers no request: {record.status}: {record.error}"
     if record.status in _REFUSALS:
         return UsageError(
             message, cure="see --input-tokens and --output-tokens, and the model's max_model_len"
         )
-    return ModelkitError(message, cure="see the server's log")
+    return ModelkitError(message, cure=f"see the server's log{f', {log}' if log else ''}")
 
 
 def default_folder(base: Path, run_id: str) -> Path:

@@ -87,7 +87,9 @@ class FolderSource:
             self.folder, self._options(), log, lambda stage: on_stage(f"{self.names[0]}: {stage}")
         ) as served:
             on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
-            yield list(self._subjects(served))
+            yield [
+                replace(subject, info={**subject.info, "log": log.name}) for subject in self._subjects(served)
+            ]
 
     def _options(self) -> list[str]:
         # A random folder has its engine in its config.yaml.

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
+from modelkit.benchmark.metrics import has_failed
+
 __all__ = ["OPEN_FRACTIONS", "is_saturated", "summarize"]
 
 # Shares of the highest request rate that closed loop has reached, tried in open loop.
@@ -15,11 +17,14 @@ Level = Mapping[str, Any]
 
 
 def is_saturated(levels: Sequence[Level]) -> bool:
-    """Whether doubling the callers once more is not worth it: the last one gained under 5%, or broke the objectives."""
+    """Whether doubling the callers once more is not worth it: the last one gained under 5%, or broke the objectives.
+
+    So did one whose requests failed.
+    """
     points = _points(levels)
     if not points:
         return False
-    if _attainment(points[-1]) < _MIN_ATTAINMENT:
+    if any(has_failed(level["metrics"]) for level in points[-1]) or _attainment(points[-1]) < _MIN_ATTAINMENT:
         return True
     if len(points) < 2:  # noqa: PLR2004 - a gain takes two
         return False
@@ -30,7 +35,9 @@ def summarize(levels: Sequence[Level]) -> dict[str, Any]:
     """Return what a sweep found of one subject: peak, knee, goodput, and the highest rate within the objectives.
 
     The knee is where throughput over latency is greatest (Kleinrock's power): beyond it callers wait more than they win.
+    A level whose requests failed has neither.
     """
+    levels = [level for level in levels if not has_failed(level["metrics"])]
     closed = _points(level for level in levels if level["mode"] == "closed")
     opened = _points(level for level in levels if level["mode"] == "open")
     result: dict[str, Any] = {}

@@ -248,6 +248,8 @@ def report(
     written = write_report(folders, output, title=title)
     run = together(folders)
     console.result("\n".join([table(run), *winners(run)]))
+    for doubt in _doubts(run):
+        console.warning(doubt)
     console.success(f"{written.page} has {written.num_charts} charts")
     if written.pngs:
         console.info(f"  as pictures: {written.pngs[0].parent}")
@@ -558,9 +560,10 @@ def _is_finished(source: "Source", settings: "Settings", store: "Store") -> bool
 
 
 def _finish(store: "Store", sources: "Sequence[Source]", *, export: str | None, as_json: bool) -> int:
-    """Write the report and each folder's record, print the table, and return 1 where an objective was missed."""
+    """Write the report and each folder's record, print the table, and return 1 where a level failed or missed an objective."""
     from modelkit.benchmark.compare import winners
     from modelkit.benchmark.latest import write_latest
+    from modelkit.benchmark.metrics import has_failed
     from modelkit.benchmark.report import write_report
     from modelkit.benchmark.subjects import names_by_folder
     from modelkit.cli.bench_view import table
@@ -587,15 +590,18 @@ def _finish(store: "Store", sources: "Sequence[Source]", *, export: str | None, 
     )
     if missed:
         console.warning(f"missed: {', '.join(missed)}")
-    all_failed = any(not level["metrics"]["n_ok"] for level in run["levels"])
-    return int(bool(missed) or all_failed)
+    return int(bool(missed) or any(has_failed(level["metrics"]) for level in run["levels"]))
 
 
 def _doubts(run: dict[str, Any]) -> list[str]:
     """Return why figures may not be the server's, once for each load; the report has them all."""
+    from modelkit.benchmark.metrics import failures, has_failed
+
     found: dict[tuple[str, str], str] = {}
     for level in run["levels"]:
-        for reason in (*level["metrics"]["verdict"], *level["metrics"]["notes"]):
+        metrics = level["metrics"]
+        failed = [failures(metrics)] if has_failed(metrics) else []
+        for reason in (*failed, *metrics["verdict"], *metrics["notes"]):
             found.setdefault((level["subject"], level["load"]), reason)
     lines = [f"{subject}, {load}: {reason}" for (subject, load), reason in found.items()]
     more = len(lines) - _MAX_DOUBTS

@@ -10,6 +10,8 @@ from modelkit.cli import console
 from modelkit.errors import ModelkitError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from modelkit.benchmark.load import Counters
     from modelkit.benchmark.runner import LevelPlan
 
@@ -75,12 +77,20 @@ class View:
             self._told = now
             console.info(f"  {text}, {elapsed_s:.0f} s")
 
-    def end(self, level: dict[str, Any]) -> None:
-        """Say what a level gave."""
+    def end(self, level: dict[str, Any], log: "Path | None") -> None:
+        """Say what a level gave, or that it failed."""
+        from modelkit.benchmark.metrics import failures, has_failed
+
         metrics = level["metrics"]
         rate = metrics["out_tok_s_steady"] or metrics["out_tok_s_whole"] or 0.0
         if self._live is not None:
             self._show("")
+        if has_failed(metrics):
+            console.warning(
+                f"{level['subject']}, {level['load']}: {failures(metrics)}",
+                cure=f"the server's log{f' is {log}' if log else ' says more'}; the same command with --output measures it again",
+            )
+            return
         console.success(
             f"{level['subject']}, {level['load']}: {rate:,.1f} tokens/s, TTFT {_cell(metrics, 'ttft_ms', 'p50')} ms, "
             f"ITL {_cell(metrics, 'itl_ms', 'p50')} ms at the median, {metrics['n_ok']} requests"

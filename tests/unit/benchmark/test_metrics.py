@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from modelkit.benchmark.metrics import ClientFigures, Window, latencies, measure
+from modelkit.benchmark.metrics import ClientFigures, Window, failures, latencies, measure
 from modelkit.benchmark.objectives import parse_objective
 from modelkit.benchmark.record import BY_USAGE, OK, Record, read_records, spread_tokens, write_records
 from modelkit.benchmark.statistics import Distribution, nearest_rank, wilson_interval
@@ -105,6 +105,14 @@ def test_failures_are_infinite_and_short_answers_left_out():
     assert metrics["ttft_ms"]["p50"] == 100
     assert metrics["ttft_ms"]["max"] is None
     assert metrics["ttft_ms"]["mean"] == 100
+
+
+def test_what_the_server_said_of_its_failures_is_one_line():
+    rare = record(1, status="TIMEOUT", error="no end")
+    often = [record(2 + index, status="HTTP_500", error="out of\n  \x1b[31mluck") for index in range(2)]
+    metrics = measured(record(0), rare, *often)
+    assert list(metrics["errors"]) == ["HTTP_500", "TIMEOUT"]
+    assert failures(metrics) == "3 of 4 requests failed: 2 HTTP_500, 1 TIMEOUT (out of \ufffd[31mluck)"
 
 
 def test_goodput_and_objectives():

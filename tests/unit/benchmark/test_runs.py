@@ -12,9 +12,10 @@ from modelkit.benchmark.compare import compare_runs, comparison_lines, winners
 from modelkit.benchmark.latest import write_latest
 from modelkit.benchmark.lengths import Lengths
 from modelkit.benchmark.machine import Machine, Sampler, read_engine_metrics
-from modelkit.benchmark.metrics import Window, measure
+from modelkit.benchmark.metrics import Window, has_failed, measure
 from modelkit.benchmark.objectives import parse_objective
 from modelkit.benchmark.record import OK, Record
+from modelkit.benchmark.report import write_report
 from modelkit.benchmark.results import (
     REQUESTS,
     RUN,
@@ -218,6 +219,52 @@ def test_winners_are_named_by_load(tmp_path):
     assert list(winners(run)) == [
         "c=1: most tokens/s fast (100.0, +100% over slow); soonest first token fast (100.0 ms)"
     ]
+
+
+def failing(subject="a", concurrency=1, speed=10.0, repeat=0):
+    """A level of which nine requests of eleven failed."""
+    one, records = level(subject, concurrency, speed, repeat)
+    one["metrics"] |= {"n_err": 9, "errors": {"HTTP_503": 8, "TIMEOUT": 1}, "error": "not today"}
+    return one, records
+
+
+def test_who_failed_has_no_rank_and_no_bar_but_a_line(tmp_path):
+    run = make_run(tmp_path, level("slow", speed=20), level("fast"), failing("broken", speed=1)).run
+    assert list(winners(run)) == [
+        "c=1: most tokens/s fast (100.0, +100% over slow); soonest first token fast (100.0 ms)",
+        "c=1: broken has no rank: 9 of 11 requests failed: 8 HTTP_503, 1 TIMEOUT (not today)",
+    ]
+    page = write_report([tmp_path], tmp_path / "report.html").page.read_text()
+    assert "broken, c=1: 9 of 11 requests failed: 8 HTTP_503, 1 TIMEOUT (not today)" in page
+    assert ">broken</text>" not in page
+    assert ">fast</text>" in page
+    write_latest(tmp_path, run, {"slow", "broken"})
+    told = json.loads((tmp_path / BENCH_RECORD).read_text())
+    assert [each["subject"] for each in told["levels"]] == ["slow"]
+
+
+def test_a_few_failures_are_no_failure():
+    metrics = level()[0]["metrics"]
+    assert not has_failed(metrics | {"n_ok": 99, "n_err": 1})
+    assert has_failed(metrics | {"n_ok": 98, "n_err": 2})
+    assert has_failed(metrics | {"n_ok": 0, "n_err": 0})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [(level, failing, "worse"), (failing, level, "better"), (failing, failing, "unknown")],
+)
+def test_what_a_failed_level_gave_is_not_compared(tmp_path, first, second, verdict):
+    runs = [make_run(tmp_path / name, make()).run for name, make in (("a", first), ("b", second))]
+    (row,) = compare_runs(*runs)
+    assert (row["metric"], row["verdict"]) == ("% failed", verdict)
+    assert list(comparison_lines([row]))[1].endswith(verdict)
+
+
+def test_a_sweep_ends_where_requests_fail_and_has_no_peak_there():
+    assert is_saturated([level()[0], failing(concurrency=2)[0]])
+    assert summarize([level()[0], failing(concurrency=2)[0]])["peak_concurrency"] == 1
+    assert summarize([failing()[0]]) == {}
 
 
 def sweep(*speeds, slo=()):
