@@ -101,9 +101,9 @@ def test_a_missed_objective_is_exit_code_1(url, tmp_path):
     assert json.loads(met.stdout)["levels"][0]["metrics"]["slo"] == {"e2e_p99=60s": True}
 
 
-def failing_prompts(path):
-    """Of five prompts four are refused."""
-    scripts = [Script(f"prompt {number}", tokens=12, status=503 if number else 200) for number in range(5)]
+def failing_prompts(path, status=503):
+    """Of five prompts four are answered with this status."""
+    scripts = [Script(f"prompt {number}", tokens=12, status=status if number else 200) for number in range(5)]
     path.write_text("".join(json.dumps({"prompt": str(script)}) + "\n" for script in scripts))
     return ["--prompts", path, "--output-tokens", "12", "--warm-up", "0", "--concurrency", "1"]
 
@@ -115,6 +115,12 @@ def test_a_level_that_failed_is_no_success(url, tmp_path):
     assert "✓" not in done.stderr
     assert f"warning: {url}, c=1: 4 of 5 requests failed: 4 HTTP_503 (not today)" in done.stderr
     assert "help: the server's log" in done.stderr
+    failing_prompts(tmp_path / "prompts.jsonl", status=200)  # the server is well again
+    again = bench(url, *arguments, "--num-requests", "5", "--output", tmp_path / "run")
+    assert again.returncode == 0, again.stderr
+    assert f"measuring {url}, c=1 again: 4 of 5 requests failed" in again.stderr
+    (level,) = load(tmp_path / "run")["levels"]
+    assert (level["metrics"]["n_ok"], level["metrics"]["n_err"]) == (5, 0)
 
 
 def test_open_loop_and_traces(url, tmp_path):

@@ -1,6 +1,7 @@
 """A run on disk: run.json, requests.jsonl and summary.csv in one folder, whole after every level.
 
-A level that is written is finished; the same command with the same folder goes on with the next one. requests.jsonl is
+A level that is written is finished; the same command with the same folder goes on with the next one, and measures again
+those whose requests failed. requests.jsonl is
 written first: lines of a level that run.json does not know are those of a cut, and are dropped when the run goes on.
 docs/bench.md describes the files.
 """
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from modelkit.benchmark.metrics import has_failed
 from modelkit.benchmark.record import Record, read_records, write_records
 from modelkit.config import BENCH_RUN_MARK
 from modelkit.errors import UsageError
@@ -33,6 +35,8 @@ class Store:
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
         self.folder = folder
         self.run = run
+        # Levels of an earlier part of the run that failed, and are measured again.
+        self.again: list[dict[str, Any]] = []
 
     @classmethod
     def open(cls, folder: Path, header: Mapping[str, Any]) -> "Store":
@@ -42,19 +46,21 @@ class Store:
         run's, which no package has, and they would be missing there.
         """
         path, mark = folder / RUN, folder / BENCH_RUN_MARK
-        if path.exists():
-            run = load_run(folder)
+        run = load_run(folder) if path.exists() else None
+        if run is not None and run["levels"]:
             if run.get("settings") != header["settings"]:
                 raise UsageError(
                     f"{folder} holds a run with other settings",
                     cure="give another --output, or delete the folder",
                 )
             store = cls(folder, run)
+            store._drop_failed()
             store._drop_unfinished()
             return store
+        # One without a level has nothing to go on with.
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not mark.exists() and any(folder.iterdir()):
+            if run is None and not mark.exists() and any(folder.iterdir()):
                 raise UsageError(
                     f"{folder} holds other files, and a run needs a folder of its own",
                     cure="give another --output, such as a folder in it",
@@ -101,6 +107,13 @@ class Store:
         """Write run.json and summary.csv, each in one step."""
         _replace(self.folder / RUN, orjson.dumps(self.run, option=orjson.OPT_INDENT_2) + b"\n")
         _replace(self.folder / SUMMARY, _csv(summary_rows(self.run)))
+
+    def _drop_failed(self) -> None:
+        self.again = [level for level in self.run["levels"] if has_failed(level["metrics"])]
+        self.run["levels"] = [level for level in self.run["levels"] if level not in self.again]
+        for subject in self.run["subjects"]:
+            if any(level["subject"] == subject["name"] for level in self.again):
+                subject.pop("sweep", None)  # what followed from them does so anew
 
     def _drop_unfinished(self) -> None:
         path = self.folder / REQUESTS

@@ -456,6 +456,7 @@ def _open_store(
     from modelkit import __version__
     from modelkit.benchmark import metrics
     from modelkit.benchmark.machine import describe_host
+    from modelkit.benchmark.metrics import failures
     from modelkit.benchmark.results import SCHEMA_VERSION, Store
     from modelkit.benchmark.runner import default_folder
     from modelkit.benchmark.subjects import names_by_folder
@@ -496,6 +497,8 @@ def _open_store(
     if store.run["levels"]:
         num = len(store.run["levels"])
         console.info(f"{store.folder} has {num} {'level' if num == 1 else 'levels'} already; going on")
+    for level in store.again:
+        console.info(f"measuring {level['subject']}, {level['load']} again: {failures(level['metrics'])}")
     return store
 
 

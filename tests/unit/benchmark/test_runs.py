@@ -261,6 +261,26 @@ def test_what_a_failed_level_gave_is_not_compared(tmp_path, first, second, verdi
     assert list(comparison_lines([row]))[1].endswith(verdict)
 
 
+def test_a_run_that_goes_on_measures_failed_levels_again(tmp_path):
+    store = make_run(tmp_path, level(), failing(concurrency=2), level("b"))
+    for name in ("a", "b"):
+        store.set_subject({"name": name, "sweep": {"peak_concurrency": 1}})
+    store = Store.open(tmp_path, HEADER)
+    assert [one["id"] for one in store.again] == ["a/c=2/0"]
+    assert (
+        [one["id"] for one in store.run["levels"]] == list(load_records(tmp_path)) == ["a/c=1/0", "b/c=1/0"]
+    )
+    assert ["sweep" in subject for subject in store.run["subjects"]] == [False, True]
+    store.add(*level(concurrency=2))
+    assert Store.open(tmp_path, HEADER).again == []
+
+
+def test_a_run_without_a_level_begins_anew(tmp_path):
+    make_run(tmp_path)
+    store = Store.open(tmp_path, HEADER | {"run_id": "r2", "settings": {}})
+    assert load_run(tmp_path)["run_id"] == store.run["run_id"] == "r2"
+
+
 def test_a_sweep_ends_where_requests_fail_and_has_no_peak_there():
     assert is_saturated([level()[0], failing(concurrency=2)[0]])
     assert summarize([level()[0], failing(concurrency=2)[0]])["peak_concurrency"] == 1
