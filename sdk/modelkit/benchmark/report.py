@@ -65,7 +65,9 @@ def write_report(folders: Sequence[Path], page: Path, *, title: str | None = Non
     html = render_page(data.runs, data.levels, charts, title or _title(data))
     try:
         page.write_text(html, encoding="utf-8")
-        pngs = tuple(_write_pngs(charts, page.parent / "charts"))
+        # Several pages may lie in one folder.
+        name = "charts" if page.stem == "report" else f"{page.stem}-charts"
+        pngs = tuple(_write_pngs(charts, page.with_name(name)))
     except OSError as error:
         raise UsageError(
             f"cannot write {page}: {error.strerror}", cure="name a file that can be written"

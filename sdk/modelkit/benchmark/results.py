@@ -140,9 +140,14 @@ def load_run(folder: Path) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror}",
             cure="name a folder that `modelkit bench --output` has written",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(
-            f"{path} is no run of modelkit bench: {error!r}", cure="name another folder"
+            f"{path} is no run of modelkit bench: it is no JSON ({error})", cure="name another folder"
+        ) from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no run of modelkit bench: it has not its fields (schema_version, levels, subjects)",
+            cure="name another folder",
         ) from error
     if version != SCHEMA_VERSION:
         raise UsageError(

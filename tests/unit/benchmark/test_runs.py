@@ -141,7 +141,13 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "cannot read"), ("{", "is no run"), ("{}", "is no run"), ("[]", "is no run")]
+    ("content", "says"),
+    [
+        (None, "cannot read"),
+        ("{", "it is no JSON"),
+        ("{}", "has not its fields"),
+        ("[]", "has not its fields"),
+    ],
 )
 def test_a_folder_without_a_run_says_so(tmp_path, content, says):
     if content is not None:
@@ -241,6 +247,12 @@ def test_who_failed_has_no_rank_and_no_bar_but_a_line(tmp_path):
     write_latest(tmp_path, run, {"slow", "broken"})
     told = json.loads((tmp_path / BENCH_RECORD).read_text())
     assert [each["subject"] for each in told["levels"]] == ["slow"]
+
+
+def test_pages_of_one_folder_have_charts_of_their_own(tmp_path):
+    make_run(tmp_path, level())
+    pages = [write_report([tmp_path], tmp_path / f"{name}.html") for name in ("report", "a", "b")]
+    assert [page.pngs[0].parent.name for page in pages] == ["charts", "a-charts", "b-charts"]
 
 
 def test_a_few_failures_are_no_failure():
