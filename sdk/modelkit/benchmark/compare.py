@@ -210,6 +210,11 @@ def _winner(load: str, subjects: Mapping[str, Sequence[Mapping[str, Any]]]) -> s
     if waits:
         soonest = min(waits, key=waits.__getitem__)
         line += f"; soonest first token {soonest} ({waits[soonest]:.1f} ms)"
+    limited = [
+        name for name, levels in subjects.items() if any(level["metrics"]["verdict"] for level in levels)
+    ]
+    if limited:
+        line += f"; client-limited: {', '.join(limited)}"
     return line
 
 

@@ -14,7 +14,7 @@ MS = 1_000_000
 
 
 def record(index=0, sent_ms=0, times_ms=(100, 110, 120, 150), tokens=(1, 1, 1, 1), **changes):
-    times_ns = [(sent_ms + at) * MS for at in times_ms]
+    times_ns = [round((sent_ms + at) * MS) for at in times_ms]
     values = {
         "index": index,
         "asked_tokens": sum(tokens),
@@ -146,6 +146,24 @@ def test_a_failed_request_breaks_a_promise_of_the_mean():
 def test_the_client_says_when_it_was_the_bottleneck(client, concurrency, says):
     reasons = measured(record(), client=client, concurrency=concurrency)["verdict"]
     assert (says is None and not reasons) or (len(reasons) == 1 and says in reasons[0])
+
+
+# A read of everything at once, and messages that were read one after the other when all had come.
+@pytest.mark.parametrize("times_ms", [(97,), (97, 97.01, 97.02, 97.03)])
+def test_the_lag_is_held_against_the_first_token_where_nothing_else_took_time(times_ms):
+    lump = record(times_ms=times_ms, tokens=(4,) if len(times_ms) == 1 else (1, 1, 1, 1))
+    window = Window(0, 97 * MS)
+    metrics = measured(lump, window=window, client=ClientFigures(loop_lag_p99_s=0.087))
+    assert metrics["verdict"] == ["client-limited: its loop lags 87.0 ms at p99, 90% of the TTFT's median"]
+    assert metrics["req_tok_s_decode"] is None
+    assert measured(lump, window=window)["verdict"] == []
+
+
+def test_a_rate_that_nothing_decodes_at_is_told_as_lumps():
+    metrics = measured(record(times_ms=(97, 97.01, 97.02, 97.03)))
+    assert metrics["notes"] == [
+        "messages came in lumps, or the client was late to read them: ITL and TPOT say little"
+    ]
 
 
 def test_nearest_rank():

@@ -299,6 +299,14 @@ def test_a_sweep_ends_where_requests_fail_and_has_no_peak_there():
     assert summarize([failing()[0]]) == {}
 
 
+def test_a_winner_that_the_client_has_measured_itself_with_is_named_as_such(tmp_path):
+    limited, records = level("fast")
+    limited["metrics"]["verdict"] = ["client-limited: it used 90% of a core"]
+    run = make_run(tmp_path, level("slow", speed=20), (limited, records)).run
+    (line,) = winners(run)
+    assert line.endswith("; client-limited: fast")
+
+
 def sweep(*speeds, slo=()):
     """Levels of 1, 2, 4, ... callers with the ms of a token at each."""
     return [level(concurrency=2**power, speed=speed, slo=slo)[0] for power, speed in enumerate(speeds)]
