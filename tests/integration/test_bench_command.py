@@ -245,6 +245,35 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(url, tmp_pat
     assert (after["run_id"], after["started_at"]) == (before["run_id"], before["started_at"])
 
 
+@pytest.mark.parametrize("is_background", [False, True])
+def test_sigterm_takes_the_random_checkpoint_along(tiny_chat_checkpoint, tmp_path, is_background):
+    del tiny_chat_checkpoint  # which says that torch and transformers are here
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    arguments = ["--random-weights", "tiny", "--engines", "transformers", *SMALL, "--duration", "5m"]
+    command = [sys.executable, "-m", "modelkit", "bench", *arguments, "--output", str(tmp_path / "run")]
+    if is_background:  # a shell lets its background jobs ignore Ctrl-C
+        command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENVIRONMENT | {"TMPDIR": str(temporary)},
+    )
+    killer = threading.Timer(100, process.kill)
+    killer.start()
+    for line in process.stderr:
+        if "measuring" in line:
+            break
+    assert any(path.name.startswith("modelkit-bench-") for path in temporary.iterdir())
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 143, said
+    killer.cancel()
+    assert not [path for path in temporary.iterdir() if path.name.startswith("modelkit-bench-")]
+
+
 def test_a_killed_parent_leaves_no_load_behind(url, tmp_path):
     arguments = [
         url,

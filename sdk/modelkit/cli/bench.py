@@ -1,10 +1,13 @@
 """`modelkit bench`: how fast is it, which engine is faster, and where does it saturate?"""
 
 import asyncio
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -25,6 +28,7 @@ _DEFAULTS = {"concurrency": "1,100", "input_tokens": "2048", "output_tokens": "2
 _SWEEP_FROM, _SWEEP_TO = (1,), 256
 _DOTS = "..."
 _MAX_DOUBTS = 6
+_EXIT_TERMINATED = 128 + signal.SIGTERM
 _HEADROOM_TOKENS = 64  # of a random checkpoint's max_model_len: special tokens, a chat template
 
 
@@ -540,8 +544,9 @@ def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") 
                     view.fail(error)
 
     try:
-        asyncio.run(run())
-    except KeyboardInterrupt:
+        with _sigterm_as_ctrl_c():
+            asyncio.run(run())
+    except (KeyboardInterrupt, SystemExit):
         num = len(store.run["levels"])
         console.warning(
             f"cut off after {num} finished {'level' if num == 1 else 'levels'}",
@@ -549,6 +554,30 @@ def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") 
         )
         raise
     return failed
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end what goes on as Ctrl-C does, with exit code 143: servers end, and checkpoints of 15 GB go with them."""
+    is_terminated = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        on_ctrl_c = signal.getsignal(signal.SIGINT)  # asyncio's, which cancels
+        if not callable(on_ctrl_c):  # a shell's background job ignores Ctrl-C
+            raise KeyboardInterrupt
+        on_ctrl_c(number, frame)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_terminated:
+            raise SystemExit(_EXIT_TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _is_finished(source: "Source", settings: "Settings", store: "Store") -> bool:
