@@ -1,6 +1,7 @@
 """`modelkit bench`: how fast is it, which engine is faster, and where does it saturate?"""
 
 import asyncio
+import secrets
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -467,7 +468,7 @@ def _open_store(
 
     home = next(iter(names_by_folder(sources)), Path())
     started = datetime.now(UTC)
-    run_id = f"{started:%Y%m%d-%H%M%S}"
+    run_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"  # several may begin in one second
     names = [name for source in sources for name in source.names]
     if len(set(names)) < len(names):
         raise UsageError(
