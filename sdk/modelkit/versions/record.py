@@ -17,7 +17,7 @@ import orjson
 from modelkit.checkpoints.lock import LOCK_NAME
 from modelkit.checkpoints.resolve import make_lock
 from modelkit.config import BENCH_RECORD, find_config, load_config
-from modelkit.errors import Problem
+from modelkit.errors import Problem, RegistryError
 from modelkit.package import Package
 from modelkit.package.secrets import find_secrets
 from modelkit.registry import Manifest, Store
@@ -35,6 +35,7 @@ __all__ = [
     "headline",
     "most_memory",
     "read_record",
+    "readable_record",
     "write_record",
 ]
 
@@ -130,11 +131,22 @@ def attach_record(store: Store, version: Manifest, record: Mapping[str, Any]) ->
 
 
 def attached_record(store: Store, digest: str) -> dict[str, Any] | None:
-    """Return the last record that is attached to a version; None where there is none that can be read."""
+    """Return the last record that is attached to a version, None without any. Raises RegistryError where it cannot be read."""
     data = newest_attached(store, digest, RECORD)
     try:
         return None if data is None else _kept(orjson.loads(data))
-    except _UNREADABLE:  # who may push may attach anything
+    except _UNREADABLE as error:  # who may push may attach anything
+        raise RegistryError(
+            "the benchmark's record is not written as it should be",
+            cure="measure with `modelkit bench`, and upload again",
+        ) from error
+
+
+def readable_record(store: Store, digest: str) -> dict[str, Any] | None:
+    """Return the same where only figures are asked for: of what cannot be read, `verify` and `pull` tell."""
+    try:
+        return attached_record(store, digest)
+    except RegistryError:
         return None
 
 
@@ -156,8 +168,22 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
     kept["levels"] = [_pick(each, _LEVEL) for each in record["levels"]]
     kept["gpu_memory_bytes_max"] = most_memory(kept["levels"])
     datetime.fromisoformat(kept["started_at"])
+    _check_texts(kept)
     figures(kept)
     return kept
+
+
+def _check_texts(kept: Mapping[str, Any]) -> None:
+    """Raise ValueError where what is shown of a record is no line of text: a terminal would obey it."""
+    texts = [kept["run_id"], kept["started_at"]]
+    texts += [each[key] for each in kept["subjects"] for key in ("name", "engine", "protocol") if key in each]
+    texts += [each[key] for each in kept["levels"] for key in ("subject", "load")]
+    texts += [each["name"] for each in kept["gpus"] if "name" in each]
+    shown = [text for text in texts if text is not None]
+    # Numbers and lists of them are text enough; a dict in it would be shown by its keys.
+    shown += [value if isinstance(value, str | dict) else repr(value) for value in kept["workload"].values()]
+    if not all(isinstance(text, str) and text.isprintable() for text in shown):
+        raise ValueError(shown)
 
 
 def _pick(value: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
