@@ -33,6 +33,7 @@ __all__ = [
     "content_digest",
     "figures",
     "headline",
+    "measured_at",
     "most_memory",
     "read_record",
     "readable_record",
@@ -54,7 +55,7 @@ _SUBJECT = (
     *("exact_length", "running_usage", "token_check", "sweep"),
 )
 _LEVEL = (
-    *("subject", "load", "concurrency", "rate", "repeat", "output_tok_s", "req_s"),
+    *("subject", "load", "concurrency", "rate", "repeat", "ended_at", "output_tok_s", "req_s"),
     *("ttft_ms", "itl_ms", "tpot_ms", "e2e_s", "slo", "gpu_memory_bytes_max", "verdict"),
 )
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
@@ -127,7 +128,13 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
 def attach_record(store: Store, version: Manifest, record: Mapping[str, Any]) -> str:
     """Attach a record to a version; the same one is sent once."""
     data = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-    return attach(store, version, RECORD, data, {CREATED: record["started_at"]})
+    return attach(store, version, RECORD, data, {CREATED: measured_at(record)})
+
+
+def measured_at(record: Mapping[str, Any]) -> str:
+    """Return when the last level ended: a run that was cut and goes on keeps its beginning."""
+    began: str = record["started_at"]
+    return max((each.get("ended_at", began) for each in record["levels"]), default=began)
 
 
 def attached_record(store: Store, digest: str) -> dict[str, Any] | None:
@@ -167,7 +174,8 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
     kept["subjects"] = [_pick(each, _SUBJECT) for each in record["subjects"]]
     kept["levels"] = [_pick(each, _LEVEL) for each in record["levels"]]
     kept["gpu_memory_bytes_max"] = most_memory(kept["levels"])
-    datetime.fromisoformat(kept["started_at"])
+    for moment in (kept["started_at"], measured_at(kept)):
+        datetime.fromisoformat(moment)
     _check_texts(kept)
     figures(kept)
     return kept
@@ -175,7 +183,7 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_texts(kept: Mapping[str, Any]) -> None:
     """Raise ValueError where what is shown of a record is no line of text: a terminal would obey it."""
-    texts = [kept["run_id"], kept["started_at"]]
+    texts = [kept["run_id"], kept["started_at"], measured_at(kept)]
     texts += [each[key] for each in kept["subjects"] for key in ("name", "engine", "protocol") if key in each]
     texts += [each[key] for each in kept["levels"] for key in ("subject", "load")]
     texts += [each["name"] for each in kept["gpus"] if "name" in each]
@@ -247,7 +255,7 @@ def headline(record: Mapping[str, Any], engine: str | None) -> dict[str, Any] | 
         return None
     best = max(found, key=lambda each: (each.engine == engine, each.order))
     return {
-        "measured_at": record["started_at"],
+        "measured_at": measured_at(record),
         "engine": best.engine,
         "gpu": record["gpus"][0].get("name") if record["gpus"] else None,
         "load": best.load,

@@ -90,6 +90,7 @@ def level(subject="a", concurrency=1, speed=10.0, repeat=0, mode="closed", rate=
         "repeat": repeat,
         "load": load,
         "started_at": "2026-01-01T00:00:00+00:00",
+        "ended_at": "2026-01-01T00:00:01+00:00",
         "input_tokens": "5",
         "output_tokens": "9",
         "metrics": metrics,
@@ -407,7 +408,9 @@ async def measured(folder, weights):
             "a", TargetSpec(protocol="http", address=url), FiveTimesAsMany(), Sampler(), {"weights": weights}
         )
         await run_subject(subject, settings, store, watcher)
-    (found,) = load_run(folder)["subjects"]
+    run = load_run(folder)
+    assert run["started_at"] < run["levels"][0]["started_at"] <= run["levels"][0]["ended_at"]
+    (found,) = run["subjects"]
     return found, watcher.warnings
 
 

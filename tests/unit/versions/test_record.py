@@ -23,6 +23,7 @@ from modelkit.versions.record import (
     content_digest,
     figures,
     headline,
+    measured_at,
     read_record,
     write_record,
 )
@@ -64,6 +65,18 @@ def test_a_record_is_sent_once_and_the_last_measurement_counts(folder, store):
         send(folder, store)
     assert len(attached(store, digest, RECORD)) == 2
     assert attached_record(store, digest)["run_id"] == "run-2"
+
+
+def test_a_run_that_went_on_counts_by_its_end(folder, store):
+    early, late = (measured(content_digest(folder), minutes=minutes) for minutes in (1, 2))
+    # It began first, was cut, and had its last level after the other one's.
+    late["started_at"] = "2025-12-31T00:00:00+00:00"
+    for record in (late, early):
+        write_record(folder, record)
+        digest = send(folder, store).digest
+    assert attached_record(store, digest)["run_id"] == "run-2"
+    assert measured_at(late) == "2026-01-01T00:02:00+00:00"
+    assert measured_at({**late, "levels": []}) == late["started_at"]
 
 
 def test_nothing_of_the_machine_travels(folder, store):
