@@ -82,12 +82,15 @@ class FolderSource:
     async def open(self, folder: Path, on_stage: OnStage) -> AsyncIterator[list[Subject]]:
         """Serve it until the block ends; yield a subject for each protocol."""
         log = folder / f"serve-{'-'.join(self.names[0].replace('/', '_').replace(':', '_').split())}.log"
+        on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
+        before = self._content_digest()
         on_stage(f"serving {self.names[0]}")
         async with serving(
             self.folder, self._options(), log, lambda stage: on_stage(f"{self.names[0]}: {stage}")
         ) as served:
-            on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
-            yield list(self._subjects(served))
+            # The server has read the folder at some moment of a start that may take minutes.
+            digest = before if before == self._content_digest() else None
+            yield list(self._subjects(served, digest))
 
     def _options(self) -> list[str]:
         # A random folder has its engine in its config.yaml.
@@ -107,11 +110,13 @@ class FolderSource:
 
     def _content_digest(self) -> str | None:
         """Return what is measured, but for the engine, which the subject names; None for what could not be uploaded."""
+        if self.is_random:
+            return None
         with suppress(ModelkitError):
             return content_digest(self.folder, environment=self.environment, overrides=self.overrides)
         return None
 
-    def _subjects(self, served: Served) -> Iterator[Subject]:
+    def _subjects(self, served: Served, digest: str | None) -> Iterator[Subject]:
         config = self._config()
         checkpoint = _checkpoint(config, self.folder)
         content = _config_json(checkpoint)
@@ -119,7 +124,7 @@ class FolderSource:
         if self.is_random:
             info["weights"] = "random"
         else:
-            info["content_digest"] = self._content_digest()
+            info["content_digest"] = digest
         gpus = _gpu_names()
         for name, protocol in zip(self.names, self.protocols, strict=True):
             tokenizer = checkpoint if checkpoint and (checkpoint / "tokenizer.json").is_file() else None
