@@ -115,16 +115,12 @@ class Subject:
     architecture: Architecture | None = None
     gpu_name: str = ""
     num_gpus: int = 1
-    # What its server warned of as it started, where this is the first subject that it serves.
-    warnings: tuple[str, ...] = ()
 
 
 async def run_subject(subject: Subject, settings: Settings, store: Store, watcher: Watcher) -> None:
     """Measure every level of a subject that the store does not have yet. Raises ModelkitError where it cannot be."""
     if all(store.level(plan.id) for plan in planned(subject.name, settings)) and settings.sweep_to is None:
         return
-    for text in subject.warnings:
-        watcher.warn(f"{subject.name}: {text}")
     watcher.stage(f"asking {subject.name} how it wants to be asked")
     session = _Session(subject, settings, store, watcher)
     await session.probe()

@@ -120,7 +120,10 @@ class FolderSource:
         config = self._config()
         checkpoint = _checkpoint(config, self.folder)
         content = _config_json(checkpoint)
-        info = _describe(config, checkpoint, content) | {"ready_s": round(served.ready_s, 2)}
+        info = _describe(config, checkpoint, content) | {
+            "ready_s": round(served.ready_s, 2),
+            "warnings": list(served.warnings),
+        }
         if self.is_random:
             info["weights"] = "random"
         else:
@@ -144,7 +147,6 @@ class FolderSource:
                 else None,
                 gpu_name=gpus[0] if gpus else "",
                 num_gpus=config.engine.tensor_parallel_size or 1 if config.engine else 1,
-                warnings=served.warnings if name == self.names[0] else (),
             )
 
 

@@ -15,6 +15,7 @@ from modelkit.benchmark.machine import Machine, Sampler, read_engine_metrics
 from modelkit.benchmark.metrics import Window, measure
 from modelkit.benchmark.objectives import parse_objective
 from modelkit.benchmark.record import OK, Record
+from modelkit.benchmark.report import write_report
 from modelkit.benchmark.results import (
     REQUESTS,
     RUN,
@@ -360,6 +361,16 @@ def test_a_run_that_goes_on_with_a_changed_folder_is_of_neither_content(tmp_path
     store.run["levels"].clear()
     store.set_subject({"name": "a", "content_digest": "sha256:b"})
     assert subject["content_digest"] == "sha256:b"
+
+
+def test_a_run_that_goes_on_keeps_what_the_server_warned_of_before(tmp_path):
+    store = make_run(tmp_path, level())
+    for warnings in (["slow <kernels>"], [], ["slow <kernels>", "no cache"]):
+        store.set_subject({"name": "a", "warnings": warnings})
+    store.set_subject({"name": "a", "sweep": {}})
+    assert load_run(tmp_path)["subjects"][0]["warnings"] == ["slow <kernels>", "no cache"]
+    page = write_report([tmp_path], tmp_path / "report.html").page.read_text()
+    assert page.count("slow &lt;kernels&gt;") == 1
 
 
 def test_vllms_names(tmp_path):

@@ -50,3 +50,9 @@ async def test_a_folder_that_changes_while_its_server_starts_is_of_no_known_cont
     served(lambda: (folder / "notes.md").write_text("edited"))
     (info,) = await infos(folder)
     assert info["content_digest"] is None
+
+
+async def test_what_a_server_warns_of_is_noted_of_all_that_it_serves(folder, served):
+    served(warnings=("runs on something else",))
+    found = await infos(folder, ("grpc", "http"))
+    assert [each["warnings"] for each in found] == [["runs on something else"]] * 2
