@@ -31,6 +31,7 @@ def measured(digest, speed=100.0, minutes=0):
         {"name": "sglang", "engine": "sglang", "protocol": "grpc", "content_digest": digest},
         {"name": "http://10.1.2.3:8000", "engine": None, "protocol": "http"},
     ]
+    subjects[0] |= {"config_hash": "c0de", "gpu_used_before_bytes": 7, "warnings": ["it has no fast kernels"]}
     return {
         "schema_version": 1,
         "run_id": f"run-{minutes}",

@@ -83,14 +83,16 @@ class FolderSource:
         """Serve it until the block ends; yield a subject for each protocol."""
         log = folder / f"serve-{'-'.join(self.names[0].replace('/', '_').replace(':', '_').split())}.log"
         on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
-        before = self._content_digest()
+        before, used_bytes = self._content_digest(), _gpu_used()
         on_stage(f"serving {self.names[0]}")
         async with serving(
             self.folder, self._options(), log, lambda stage: on_stage(f"{self.names[0]}: {stage}")
         ) as served:
             # The server has read the folder at some moment of a start that may take minutes.
             digest = before if before == self._content_digest() else None
-            yield list(self._subjects(served, digest))
+            yield list(
+                self._subjects(served, {"content_digest": digest, "gpu_used_before_bytes": used_bytes})
+            )
 
     def _options(self) -> list[str]:
         # A random folder has its engine in its config.yaml.
@@ -116,18 +118,17 @@ class FolderSource:
             return content_digest(self.folder, environment=self.environment, overrides=self.overrides)
         return None
 
-    def _subjects(self, served: Served, digest: str | None) -> Iterator[Subject]:
+    def _subjects(self, served: Served, known: Mapping[str, Any]) -> Iterator[Subject]:
         config = self._config()
         checkpoint = _checkpoint(config, self.folder)
         content = _config_json(checkpoint)
         info = _describe(config, checkpoint, content) | {
             "ready_s": round(served.ready_s, 2),
             "warnings": list(served.warnings),
+            **known,
         }
         if self.is_random:
             info["weights"] = "random"
-        else:
-            info["content_digest"] = digest
         gpus = _gpu_names()
         for name, protocol in zip(self.names, self.protocols, strict=True):
             tokenizer = checkpoint if checkpoint and (checkpoint / "tokenizer.json").is_file() else None
@@ -260,6 +261,7 @@ def _describe(config: Config, checkpoint: Path | None, content: Mapping[str, Any
     info: dict[str, Any] = {
         "model": config.model.id,
         "architecture": (content.get("architectures") or [None])[0],
+        "config_hash": _config_hash(content),
         "revision": _revision(config),
         "weights": "checkpoint" if checkpoint else None,
         "engine": engine.name if engine else None,
@@ -306,6 +308,11 @@ def _config_json(checkpoint: Path | None) -> dict[str, Any]:
     return {}
 
 
+def _config_hash(content: Mapping[str, Any]) -> str | None:
+    """Return what tells one config.json from another, however it is written; None without one."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16] if content else None
+
+
 def _weight_bytes(config: Config) -> float:
     """Return the bytes of a weight: two, unless the folder asks for less or more."""
     engine = config.engine
@@ -320,6 +327,14 @@ def _gpu_names() -> list[str]:
     from modelkit.engines.machine import nvidia_gpus
 
     return [gpu.name for gpu in nvidia_gpus()]
+
+
+def _gpu_used() -> int | None:
+    """Return the memory that others have in use on the GPUs; None without a GPU."""
+    from modelkit.engines.machine import nvidia_gpus
+
+    gpus = nvidia_gpus()
+    return sum(gpu.used_bytes for gpu in gpus) if gpus else None
 
 
 def _hash(tokenizer: Path | None) -> str | None:

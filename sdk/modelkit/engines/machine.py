@@ -22,6 +22,7 @@ class Gpu:
     name: str
     memory_bytes: int
     driver: str
+    used_bytes: int = 0
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
@@ -29,7 +30,8 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    query = [tool, "--query-gpu=index,uuid,name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    columns = "index,uuid,name,memory.total,driver_version,memory.used"
+    query = [tool, f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
     try:
         listing = subprocess.run(  # noqa: S603 - a fixed query
             query, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
@@ -38,7 +40,7 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
         return ()
     if listing.returncode != 0:
         return ()
-    rows = [line.split(", ", 2) for line in listing.stdout.splitlines() if line.count(", ") >= 4]  # noqa: PLR2004 - five columns
+    rows = [line.split(", ", 2) for line in listing.stdout.splitlines() if line.count(", ") >= 5]  # noqa: PLR2004 - six columns
     return tuple(_gpu(rest) for index, uuid, rest in rows if is_visible(index, uuid))
 
 
@@ -74,6 +76,9 @@ def _visible() -> tuple[str, ...] | None:
 
 
 def _gpu(line: str) -> Gpu:
-    name, memory, driver = (cell.strip() for cell in line.rsplit(",", 2))
-    # "[N/A]" where the GPU shares the machine's memory.
-    return Gpu(name, int(memory) * _MIB if memory.isdecimal() else 0, driver)
+    name, memory, driver, used = (cell.strip() for cell in line.rsplit(",", 3))
+    return Gpu(name, _bytes(memory), driver, _bytes(used))
+
+
+def _bytes(mib: str) -> int:
+    return int(mib) * _MIB if mib.isdecimal() else 0  # "[N/A]" where the GPU shares the machine's memory

@@ -52,7 +52,15 @@ _WORKLOAD = (
 _SUBJECT = (
     *("name", "content_digest", "model", "architecture", "revision", "weights", "dtype", "tokenizer_hash"),
     *("engine", "engine_version", "engine_args", "tensor_parallel_size", "ready_s", "protocol", "endpoint"),
-    *("exact_length", "running_usage", "token_check", "sweep", "warnings"),
+    *(
+        "config_hash",
+        "gpu_used_before_bytes",
+        "exact_length",
+        "running_usage",
+        "token_check",
+        "sweep",
+        "warnings",
+    ),
 )
 _LEVEL = (
     *("subject", "load", "concurrency", "rate", "repeat", "ended_at", "output_tok_s", "req_s"),

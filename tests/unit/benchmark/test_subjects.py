@@ -1,5 +1,7 @@
 """What a run notes of a folder that it serves."""
 
+import hashlib
+import json
 from contextlib import asynccontextmanager
 
 import pytest
@@ -8,6 +10,7 @@ from modelkit.benchmark import subjects
 from modelkit.benchmark.serving import Served
 from modelkit.benchmark.subjects import FolderSource
 from modelkit.benchmark.targets import TargetSpec
+from modelkit.engines.machine import Gpu
 from modelkit.versions.record import content_digest
 
 
@@ -56,3 +59,25 @@ async def test_what_a_server_warns_of_is_noted_of_all_that_it_serves(folder, ser
     served(warnings=("runs on something else",))
     found = await infos(folder, ("grpc", "http"))
     assert [each["warnings"] for each in found] == [["runs on something else"]] * 2
+
+
+async def test_the_architecture_and_the_memory_before_the_start_are_noted(folder, served, monkeypatch):
+    def gpus(*used):
+        found = tuple(Gpu("A", 100, "5", each) for each in used)
+        monkeypatch.setattr("modelkit.engines.machine.nvidia_gpus", lambda: found)
+
+    gpus()
+    served()
+    (info,) = await infos(folder)
+    assert (info["config_hash"], info["gpu_used_before_bytes"]) == (None, None)
+    (folder / "checkpoint").mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "checkpoint/config.json").write_text(json.dumps(config, indent=4))
+    with (folder / "config.yaml").open("a") as file:
+        file.write("checkpoints: {type: local, path: checkpoint}\n")
+    gpus(3, 4)
+    served(lambda: gpus(90, 90))
+    (info,) = await infos(folder)
+    canonical = '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}'
+    assert info["config_hash"] == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert info["gpu_used_before_bytes"] == 7

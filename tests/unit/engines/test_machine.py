@@ -22,12 +22,12 @@ def smi(tmp_path, monkeypatch):
     ("text", "code", "expected"),
     [
         (
-            "0, GPU-5f2c, NVIDIA H200, 143771, 580.65.06",
+            "0, GPU-5f2c, NVIDIA H200, 143771, 580.65.06, 4",
             0,
-            [Gpu("NVIDIA H200", 143771 * 1024**2, "580.65.06")],
+            [Gpu("NVIDIA H200", 143771 * 1024**2, "580.65.06", 4 * 1024**2)],
         ),
-        ("0, GPU-a, A, 1, 5\n1, GPU-b, A, 1, 5", 0, [Gpu("A", 1024**2, "5")] * 2),
-        ("0, GPU-a, NVIDIA GB10, [N/A], 580.95.05", 0, [Gpu("NVIDIA GB10", 0, "580.95.05")]),
+        ("0, GPU-a, A, 1, 5, 0\n1, GPU-b, A, 1, 5, 0", 0, [Gpu("A", 1024**2, "5")] * 2),
+        ("0, GPU-a, NVIDIA GB10, [N/A], 580.95.05, [N/A]", 0, [Gpu("NVIDIA GB10", 0, "580.95.05")]),
         ("No devices were found", 0, []),
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, []),
     ],
@@ -52,7 +52,7 @@ def test_gpus(smi, text, code, expected):
     ],
 )
 def test_only_the_gpus_that_are_visible(smi, monkeypatch, visible, names):
-    smi("0, GPU-aaaa, A, 1, 5\n1, GPU-bbbb, B, 1, 5\n2, GPU-c0ffee11, C, 1, 5")
+    smi("0, GPU-aaaa, A, 1, 5, 0\n1, GPU-bbbb, B, 1, 5, 0\n2, GPU-c0ffee11, C, 1, 5, 0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.name for gpu in nvidia_gpus()] == names
     assert has_nvidia_gpu() == bool(names)

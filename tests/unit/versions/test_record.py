@@ -87,6 +87,7 @@ def test_nothing_of_the_machine_travels(folder, store):
         assert word not in data
     record = json.loads(data)
     assert [each["name"] for each in record["subjects"]] == ["vllm", "sglang"]
+    assert {"config_hash", "gpu_used_before_bytes", "warnings"} <= record["subjects"][0].keys()
     assert {each["subject"] for each in record["levels"]} == {"vllm", "sglang"}
     assert record["gpu_memory_bytes_max"] == 100_000
 
