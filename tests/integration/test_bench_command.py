@@ -468,6 +468,10 @@ def test_what_a_server_warns_of_as_it_starts_is_shown_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: doubtful grpc: it runs on something else") == 1
     assert done.stderr.count("it runs on something else") == 1
+    for subject in load(tmp_path / "run")["subjects"]:
+        assert subject["warnings"] == ["it runs on something else"]
+    told = json.loads((folder / ".modelkit/bench/latest.json").read_bytes())
+    assert told["subjects"][0]["warnings"] == ["it runs on something else"]
 
 
 def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):

@@ -59,6 +59,7 @@ def _level(level: Mapping[str, Any]) -> dict[str, Any]:
         "concurrency": level["concurrency"],
         "rate": level["rate"],
         "repeat": level["repeat"],
+        "ended_at": level.get("ended_at", level["started_at"]),
         "output_tok_s": throughput(metrics),
         "req_s": metrics["req_s"],
         **times,

@@ -83,7 +83,8 @@ class Store:
     def set_subject(self, subject: Mapping[str, Any]) -> None:
         """Put what is known of a subject into the run; what an earlier part of the run knew stays where it is not.
 
-        Where the folder has changed since that part, the run is of neither content, and names none.
+        Where the folder has changed since that part, the run is of neither content, and names none. What the server warned
+        of then still holds for the levels of then.
         """
         known = next((one for one in self.run["subjects"] if one["name"] == subject["name"]), None)
         if known is None:
@@ -92,7 +93,10 @@ class Store:
             is_other = "content_digest" in subject and subject["content_digest"] != known.get(
                 "content_digest"
             )
+            warnings = dict.fromkeys([*known.get("warnings", ()), *subject.get("warnings", ())])
             known.update({key: value for key, value in subject.items() if value is not None})
+            if warnings:
+                known["warnings"] = list(warnings)
             if is_other and any(level["subject"] == subject["name"] for level in self.run["levels"]):
                 known["content_digest"] = None
         self.write()

@@ -536,6 +536,9 @@ def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") 
                     continue
                 try:
                     async with source.open(store.folder, view.stage) as subjects:
+                        first = subjects[0]  # the others are of the same server
+                        for text in first.info.get("warnings", ()):
+                            view.warn(f"{first.name}: {text}")
                         for subject in subjects:
                             await run_subject(subject, settings, store, view)
                 except ModelkitError as error:

@@ -91,6 +91,7 @@ def level(subject="a", concurrency=1, speed=10.0, repeat=0, mode="closed", rate=
         "repeat": repeat,
         "load": load,
         "started_at": "2026-01-01T00:00:00+00:00",
+        "ended_at": "2026-01-01T00:00:01+00:00",
         "input_tokens": "5",
         "output_tokens": "9",
         "metrics": metrics,
@@ -448,6 +449,16 @@ def test_a_run_that_goes_on_with_a_changed_folder_is_of_neither_content(tmp_path
     assert subject["content_digest"] == "sha256:b"
 
 
+def test_a_run_that_goes_on_keeps_what_the_server_warned_of_before(tmp_path):
+    store = make_run(tmp_path, level())
+    for warnings in (["slow <kernels>"], [], ["slow <kernels>", "no cache"]):
+        store.set_subject({"name": "a", "warnings": warnings})
+    store.set_subject({"name": "a", "sweep": {}})
+    assert load_run(tmp_path)["subjects"][0]["warnings"] == ["slow <kernels>", "no cache"]
+    page = write_report([tmp_path], tmp_path / "report.html").page.read_text()
+    assert page.count("slow &lt;kernels&gt;") == 1
+
+
 def test_vllms_names(tmp_path):
     run = make_run(tmp_path, level()).run
     told = as_vllm(run, run["levels"][0])
@@ -494,7 +505,9 @@ async def measured(folder, weights):
             "a", TargetSpec(protocol="http", address=url), FiveTimesAsMany(), Sampler(), {"weights": weights}
         )
         await run_subject(subject, settings, store, watcher)
-    (found,) = load_run(folder)["subjects"]
+    run = load_run(folder)
+    assert run["started_at"] < run["levels"][0]["started_at"] <= run["levels"][0]["ended_at"]
+    (found,) = run["subjects"]
     return found, watcher.warnings
 
 
