@@ -344,6 +344,7 @@ def test_what_cannot_be_measured_says_why(capsys, arguments, says):
     assert says in said
     assert "help:" in said
     assert "bug in modelkit" not in said
+    assert not [*Path().glob(".modelkit/bench/*")]
 
 
 def test_two_runs_are_compared_and_drawn_on_one_page(url, tmp_path, capsys):
@@ -474,6 +475,26 @@ def test_what_a_server_warns_of_as_it_starts_is_shown_once(tmp_path):
     assert told["subjects"][0]["warnings"] == ["it runs on something else"]
 
 
+def test_what_could_not_be_measured_is_told_beside_the_rest(url, tmp_path, capsys):
+    done = bench(url, "http://127.0.0.1:9", *SMALL, "--concurrency", "1", "--output", tmp_path / "run")
+    assert done.returncode == 1
+    run = load(tmp_path / "run")
+    assert [level["subject"] for level in run["levels"]] == [url]
+    ((subject, error),) = (each.values() for each in run["failed"])
+    assert subject == "http://127.0.0.1:9"
+    assert "cannot reach" in error
+    assert "could not be measured: cannot reach" in (tmp_path / "run/report.html").read_text()
+    assert main(["bench", "report", str(tmp_path / "run")]) == 0
+    assert "http://127.0.0.1:9 could not be measured: cannot reach" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/report.html").write_text("mine")
+    assert main(["bench", "http://127.0.0.1:9", "--output", str(tmp_path / "mine")]) == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report.html"]
+
+
 def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()
@@ -485,6 +506,8 @@ def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):
     assert done.returncode == 1
     assert "the server did not start" in done.stderr
     assert "out of luck" in done.stderr
+    assert [each["subject"] for each in load(tmp_path / "run")["failed"]] == ["broken"]
+    assert "out of luck" in (tmp_path / "run/serve-broken.log").read_text()
 
 
 def random_weights(engine, folder, *arguments):

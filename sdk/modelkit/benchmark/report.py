@@ -78,7 +78,11 @@ def write_report(folders: Sequence[Path], page: Path, *, title: str | None = Non
 def together(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the subjects and levels of several runs as those of one."""
     data = _load(folders)
-    return {"subjects": list(data.subjects()), "levels": [level for level, _ in data.levels]}
+    return {
+        "subjects": list(data.subjects()),
+        "levels": [level for level, _ in data.levels],
+        "failed": [each for run in data.runs for each in run.get("failed", ())],
+    }
 
 
 def _load(folders: Sequence[Path]) -> _Data:
@@ -407,6 +411,7 @@ def render_page(
         workloads=list(dict.fromkeys(_asked(run["settings"]) for run in runs)),
         levels=[level for level, _ in levels],
         charts=charts,
+        measured={level["subject"] for level, _ in levels},
         small=_SMALL,
         throughput=throughput,
         failed=[

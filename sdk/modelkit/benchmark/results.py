@@ -9,8 +9,8 @@ docs/bench.md describes the files.
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +18,43 @@ import orjson
 
 from modelkit.benchmark.metrics import has_failed
 from modelkit.benchmark.record import Record, read_records, write_records
+from modelkit.checkpoints.partial import Claim
 from modelkit.config import BENCH_RUN_MARK
 from modelkit.errors import UsageError
 
-__all__ = ["SCHEMA_VERSION", "Store", "load_run", "summary_rows"]
+__all__ = ["SCHEMA_VERSION", "Store", "claimed", "load_run", "summary_rows"]
 
 SCHEMA_VERSION: Final = 1
 RUN, REQUESTS, SUMMARY = "run.json", "requests.jsonl", "summary.csv"
+_LOCK, _LOGS = ".lock", "serve-*.log"
 _MARK_TEXT: Final = "A run of `modelkit bench`. Images and versions of a model leave this folder out.\n"
 _FULL = ("mean", "p50", "p90", "p95", "p99", "max")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder of a run and keep other processes out of it. Raises UsageError where one is in it.
+
+    A folder that is empty in the end does not stay.
+    """
+    claim = Claim(folder / _LOCK)
+    try:
+        is_ours = claim.take()
+    except OSError as error:
+        raise UsageError(
+            f"cannot make {folder}: {error.strerror}",
+            cure="give a folder that can be written with --output",
+        ) from error
+    if not is_ours:
+        raise UsageError(
+            f"another process is measuring into {folder}", cure="wait for it, or give another --output"
+        )
+    try:
+        yield
+    finally:
+        claim.give_up()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 class Store:
@@ -60,7 +88,7 @@ class Store:
         # One without a level has nothing to go on with.
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if run is None and not mark.exists() and any(folder.iterdir()):
+            if run is None and not mark.exists() and any(path.name != _LOCK for path in folder.iterdir()):
                 raise UsageError(
                     f"{folder} holds other files, and a run needs a folder of its own",
                     cure="give another --output, such as a folder in it",
@@ -72,9 +100,23 @@ class Store:
                 cure="give a folder that can be written with --output",
             ) from error
         (folder / REQUESTS).unlink(missing_ok=True)
-        store = cls(folder, {**header, "subjects": [], "levels": []})
+        store = cls(folder, {**header, "subjects": [], "failed": [], "levels": []})
         store.write()
         return store
+
+    def close(self) -> None:
+        """Leave nothing of a run that nothing came of, but the log of a server that failed."""
+        if self.run["levels"] or self.again or (self.run["failed"] and any(self.folder.glob(_LOGS))):
+            return
+        for pattern in (RUN, REQUESTS, SUMMARY, BENCH_RUN_MARK, _LOGS):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+
+    def set_failed(self, names: Sequence[str], error: str | None) -> None:
+        """Note why these subjects could not be measured to the end; None is before it is tried (again)."""
+        kept = [one for one in self.run.get("failed", ()) if one["subject"] not in names]
+        self.run["failed"] = kept + [{"subject": name, "error": error} for name in names if error is not None]
+        self.write()
 
     def level(self, level_id: str) -> dict[str, Any] | None:
         """Return a level that is finished."""
@@ -108,9 +150,11 @@ class Store:
         self.write()
 
     def write(self) -> None:
-        """Write run.json and summary.csv, each in one step."""
-        _replace(self.folder / RUN, orjson.dumps(self.run, option=orjson.OPT_INDENT_2) + b"\n")
-        _replace(self.folder / SUMMARY, _csv(summary_rows(self.run)))
+        """Write run.json and summary.csv, each in one step; what is to be measured again stays until it has been."""
+        waiting = [level for level in self.again if self.level(level["id"]) is None]
+        run = {**self.run, "levels": [*self.run["levels"], *waiting]}
+        _replace(self.folder / RUN, orjson.dumps(run, option=orjson.OPT_INDENT_2) + b"\n")
+        _replace(self.folder / SUMMARY, _csv(summary_rows(run)))
 
     def _drop_failed(self) -> None:
         self.again = [level for level in self.run["levels"] if has_failed(level["metrics"])]

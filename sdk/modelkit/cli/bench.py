@@ -208,9 +208,9 @@ def command(
         "overrides": overrides or [],
         "environment": environment,
     }
-    store = _open_store(settings, sources, output, asked)
-    failed = _measure(sources, settings, store)
-    return _finish(store, sources, export=export, as_json=as_json) or int(bool(failed))
+    with _opened_store(settings, sources, output, asked) as store:
+        _measure(sources, settings, store)
+        return _finish(store, sources, export=export, as_json=as_json)
 
 
 def compare(
@@ -253,6 +253,8 @@ def report(
     written = write_report(folders, output, title=title)
     run = together(folders)
     console.result("\n".join([table(run), *winners(run)]))
+    for each in run["failed"]:
+        console.warning(f"{each['subject']} could not be measured: {each['error'].splitlines()[0]}")
     for doubt in _doubts(run):
         console.warning(doubt)
     console.success(f"{written.page} has {written.num_charts} charts")
@@ -452,17 +454,19 @@ def _sources(
 # ------------------------------------------------------------------------------------------------------------- measuring
 
 
-def _open_store(
+@contextmanager
+def _opened_store(
     settings: "Settings",
     sources: "Sequence[Source]",
     output: Path | None,
     asked: dict[str, Any],
-) -> "Store":
+) -> "Iterator[Store]":
+    """Yield the run that is begun or goes on; no other process may write to it meanwhile."""
     from modelkit import __version__
     from modelkit.benchmark import metrics
     from modelkit.benchmark.machine import describe_host
     from modelkit.benchmark.metrics import failures
-    from modelkit.benchmark.results import SCHEMA_VERSION, Store
+    from modelkit.benchmark.results import SCHEMA_VERSION, Store, claimed
     from modelkit.benchmark.runner import default_folder
     from modelkit.benchmark.subjects import names_by_folder
 
@@ -498,13 +502,18 @@ def _open_store(
         },
         "definitions": metrics.__doc__,
     }
-    store = Store.open(output or default_folder(home, run_id), header)
-    if store.run["levels"]:
-        num = len(store.run["levels"])
-        console.info(f"{store.folder} has {num} {'level' if num == 1 else 'levels'} already; going on")
-    for level in store.again:
-        console.info(f"measuring {level['subject']}, {level['load']} again: {failures(level['metrics'])}")
-    return store
+    folder = output or default_folder(home, run_id)
+    with claimed(folder):
+        store = Store.open(folder, header)
+        if store.run["levels"]:
+            num = len(store.run["levels"])
+            console.info(f"{store.folder} has {num} {'level' if num == 1 else 'levels'} already; going on")
+        for level in store.again:
+            console.info(f"measuring {level['subject']}, {level['load']} again: {failures(level['metrics'])}")
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
@@ -522,29 +531,30 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") -> list[ModelkitError]:
-    """Measure everything; one engine that does not start is told, and the others go on."""
+def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") -> None:
+    """Measure everything; one engine that does not start is told and noted, and the others go on."""
     from modelkit.benchmark.runner import run_subject
     from modelkit.cli.bench_view import View
-
-    failed: list[ModelkitError] = []
 
     async def run() -> None:
         with View() as view:
             for source in sources:
                 if _is_finished(source, settings, store):
                     continue
+                store.set_failed(source.names, None)
+                unmeasured = source.names
                 try:
                     async with source.open(store.folder, view.stage) as subjects:
                         first = subjects[0]  # the others are of the same server
                         for text in first.info.get("warnings", ()):
                             view.warn(f"{first.name}: {text}")
                         for subject in subjects:
+                            unmeasured = source.names[source.names.index(subject.name) :]
                             await run_subject(subject, settings, store, view)
                 except ModelkitError as error:
-                    if len(sources) == 1:
+                    store.set_failed(unmeasured, error.message)
+                    if len(sources) == 1 and not store.run["levels"]:
                         raise
-                    failed.append(error)
                     view.fail(error)
 
     try:
@@ -553,11 +563,10 @@ def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") 
     except (KeyboardInterrupt, SystemExit):
         num = len(store.run["levels"])
         console.warning(
-            f"cut off after {num} finished {'level' if num == 1 else 'levels'}",
-            cure=f"the same command with --output {store.folder} goes on",
+            f"cut off after {num or 'no'} finished {'level' if num == 1 else 'levels'}",
+            cure=f"the same command with --output {store.folder} goes on" if num else "",
         )
         raise
-    return failed
 
 
 @contextmanager
@@ -596,7 +605,7 @@ def _is_finished(source: "Source", settings: "Settings", store: "Store") -> bool
 
 
 def _finish(store: "Store", sources: "Sequence[Source]", *, export: str | None, as_json: bool) -> int:
-    """Write the report and each folder's record, print the table, and return 1 where a level failed or missed an objective."""
+    """Write the report and each folder's record, print the table; return 1 where anything failed or missed an objective."""
     from modelkit.benchmark.compare import winners
     from modelkit.benchmark.latest import write_latest
     from modelkit.benchmark.metrics import has_failed
@@ -626,7 +635,8 @@ def _finish(store: "Store", sources: "Sequence[Source]", *, export: str | None, 
     )
     if missed:
         console.warning(f"missed: {', '.join(missed)}")
-    return int(bool(missed) or any(has_failed(level["metrics"]) for level in run["levels"]))
+    failed = run.get("failed") or any(has_failed(level["metrics"]) for level in run["levels"])
+    return int(bool(missed or failed))
 
 
 def _doubts(run: dict[str, Any]) -> list[str]:

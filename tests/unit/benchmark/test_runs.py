@@ -22,6 +22,7 @@ from modelkit.benchmark.results import (
     SUMMARY,
     Store,
     as_vllm,
+    claimed,
     load_records,
     load_run,
     summary_rows,
@@ -284,6 +285,9 @@ def test_a_run_that_goes_on_measures_failed_levels_again(tmp_path):
         [one["id"] for one in store.run["levels"]] == list(load_records(tmp_path)) == ["a/c=1/0", "b/c=1/0"]
     )
     assert ["sweep" in subject for subject in store.run["subjects"]] == [False, True]
+    store.set_failed(["a"], "it did not start")
+    store.close()
+    assert [one["id"] for one in load_run(tmp_path)["levels"]] == ["a/c=1/0", "b/c=1/0", "a/c=2/0"]
     store.add(*level(concurrency=2))
     assert Store.open(tmp_path, HEADER).again == []
 
@@ -292,6 +296,46 @@ def test_a_run_without_a_level_begins_anew(tmp_path):
     make_run(tmp_path)
     store = Store.open(tmp_path, HEADER | {"run_id": "r2", "settings": {}})
     assert load_run(tmp_path)["run_id"] == store.run["run_id"] == "r2"
+
+
+def test_one_process_at_a_time_measures_into_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    with claimed(folder):
+        make_run(folder, level())
+        with pytest.raises(UsageError, match="another process is measuring into"), claimed(folder):
+            pass
+    with claimed(folder):
+        assert Store.open(folder, HEADER).run["levels"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot make"), claimed(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_run_that_nothing_came_of_leaves_no_folder(tmp_path):
+    folder = tmp_path / "run"
+    with claimed(folder):
+        store = Store.open(folder, HEADER)
+        store.set_failed(["a"], "it is not there")
+        store.close()
+    assert not folder.exists()
+
+
+def test_the_log_of_a_server_that_did_not_start_stays(tmp_path):
+    with claimed(tmp_path):
+        store = Store.open(tmp_path, HEADER)
+        (tmp_path / "serve-a.log").touch()
+        store.set_failed(["a", "b"], "it did not start")
+        store.set_failed(["b"], None)
+        store.close()
+    assert load_run(tmp_path)["failed"] == [{"subject": "a", "error": "it did not start"}]
+    assert (tmp_path / "serve-a.log").exists()
+
+
+def test_what_could_not_be_measured_has_a_line_on_the_page(tmp_path):
+    make_run(tmp_path, level()).set_failed(["a", "b"], "no <room>")
+    page = write_report([tmp_path], tmp_path / "report.html").page.read_text()
+    assert '<dt>a</dt><dd class="bad">could not be measured to the end: no &lt;room&gt;</dd>' in page
+    assert '<dt>b</dt><dd class="bad">could not be measured: no &lt;room&gt;</dd>' in page
 
 
 def test_a_sweep_ends_where_requests_fail_and_has_no_peak_there():
