@@ -330,6 +330,12 @@ def wait_for(condition, timeout_s=30):
         (["http://127.0.0.1:9", "--image-size", "big"], "is no size"),
         (["http://127.0.0.1:9", "--duration", "5"], "is no time"),
         (["http://127.0.0.1:9", "--num-requests", "5,0"], "give numbers of requests"),
+        (["h:9", "--num-requests", "1,2,3", "--concurrency", "1,2"], "has 3 numbers for 2 loads"),
+        (["h:9", "--num-requests", "1,2", "--concurrency", "1,2,4"], "has 2 numbers for 3 loads"),
+        (["h:9", "--num-requests", "1,2", "--request-rate", "1"], "has 2 numbers for 1 load"),
+        (["h:9", "--concurrency", "1,2", "--request-rate", "2"], "--concurrency and --request-rate exclude"),
+        (["h:9", "--sweep", "--request-rate", "2"], "--sweep and --request-rate exclude"),
+        (["h:9", "--duration", "5s", "--num-requests", "2"], "--num-requests and --duration exclude"),
         (["http://127.0.0.1:9", "--request-rate", "-1"], "give requests a second"),
         (["--random-weights", "qwen2-7b"], "needs --engines"),
         (["--random-weights", "qwen3", "--engines", "vllm"], "there is no architecture"),
@@ -363,7 +369,7 @@ def test_two_runs_are_compared_and_drawn_on_one_page(url, tmp_path, capsys):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 async def test_the_report_shows_every_chart_in_a_browser(url, tmp_path):
-    arguments = [*SMALL, "--concurrency", "1,2", "--slo", "ttft_p95=5s", "--request-rate"]
+    arguments = [*SMALL, "--slo", "ttft_p95=5s", "--request-rate"]
     assert bench(url, *SMALL, "--concurrency", "1,2", "--output", tmp_path / "closed").returncode == 0
     assert (
         bench(url, *arguments, "20,40", "--num-requests", "20", "--output", tmp_path / "open").returncode == 0

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,6 +162,11 @@ def command(
     from modelkit.benchmark.runner import Settings
     from modelkit.benchmark.workload import Workload, read_trace
 
+    _check_together(
+        {"--concurrency": concurrency, "--sweep": sweep, "--burst": burst},
+        {"--request-rate": request_rate, "--trace": trace},
+    )
+    _check_together({"--num-requests": num_requests}, {"--duration": duration, "--trace": trace})
     chosen = _with_preset(preset, concurrency, input_tokens, output_tokens, num_requests)
     workload = Workload(
         input_tokens=parse_lengths(chosen["input_tokens"], "--input-tokens"),
@@ -175,14 +180,16 @@ def command(
         prompts_path=prompts,
     )
     callers, sweep_to = _callers(chosen["concurrency"], sweep=sweep)
+    rates, numbers = _rates(request_rate), _numbers(chosen["num_requests"])
+    _check_numbers(numbers, rates or callers, is_open_ended=sweep_to is not None)
     settings = Settings(
         workload=workload,
         concurrency=callers,
         sweep_to=sweep_to,
-        rates=_rates(request_rate),
+        rates=rates,
         trace=read_trace(trace) if trace else None,
         burst=burst,
-        num_requests=_numbers(chosen["num_requests"]),
+        num_requests=numbers,
         duration_s=_seconds(duration, "--duration") if duration else None,
         repeats=repeats,
         objectives=tuple(parse_objective(text) for text in slo or ()),
@@ -320,6 +327,24 @@ def _numbers(text: str | None) -> tuple[int, ...]:
             f"--num-requests {text}: give numbers of requests", cure="such as 100 or 10,300"
         ) from None
     return numbers
+
+
+def _check_together(*groups: Mapping[str, object]) -> None:
+    """Raise UsageError where options of several groups are given: what one says would count for nothing."""
+    given = [[option for option, value in group.items() if value] for group in groups]
+    if all(given):
+        raise UsageError(
+            f"{given[0][0]} and {given[1][0]} exclude each other", cure="leave one out, or make two runs"
+        )
+
+
+def _check_numbers(numbers: Sequence[int], loads: Sequence[float], *, is_open_ended: bool) -> None:
+    """Raise UsageError where there is neither one number for all loads nor one for each; in a sweep the last goes on."""
+    if len(numbers) > len(loads) or (1 < len(numbers) < len(loads) and not is_open_ended):
+        raise UsageError(
+            f"--num-requests has {len(numbers)} numbers for {len(loads)} {'loads' if len(loads) > 1 else 'load'}",
+            cure="give one for all, or one for each",
+        )
 
 
 def _rates(text: str | None) -> tuple[float, ...]:
