@@ -385,6 +385,24 @@ def test_what_was_measured_goes_with_the_version_that_it_was_measured_of(tmp_pat
     assert (brought["run_id"], len(brought["levels"])) == (run.name, 2)
 
 
+def echo_folder(path):
+    path.mkdir()
+    (path / "config.yaml").write_text(f"model: {{id: {path.name}}}\nengine: {{name: echo}}\n")
+    (path / "model.py").write_text("from modelkit import LLM\n\n\nclass Echo(LLM):\n    pass\n")
+    return path
+
+
+def test_two_folders_have_a_record_each(tmp_path):
+    folders = [echo_folder(tmp_path / name) for name in ("first", "second")]
+    done = bench(*folders, *SMALL, "--concurrency", "1")
+    assert done.returncode == 0, done.stderr
+    for folder in folders:
+        told = json.loads((folder / ".modelkit/bench/latest.json").read_bytes())
+        assert [each["name"] for each in told["subjects"]] == [folder.name]
+        assert [each["subject"] for each in told["levels"]] == [folder.name]
+    assert [path.is_dir() for path in (folders[0] / ".modelkit/bench").iterdir()].count(True) == 1
+
+
 def test_what_a_server_warns_of_as_it_starts_is_shown_once(tmp_path):
     folder = tmp_path / "doubtful"
     folder.mkdir()
@@ -399,6 +417,10 @@ def test_what_a_server_warns_of_as_it_starts_is_shown_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: doubtful grpc: it runs on something else") == 1
     assert done.stderr.count("it runs on something else") == 1
+    for subject in load(tmp_path / "run")["subjects"]:
+        assert subject["warnings"] == ["it runs on something else"]
+    told = json.loads((folder / ".modelkit/bench/latest.json").read_bytes())
+    assert told["subjects"][0]["warnings"] == ["it runs on something else"]
 
 
 def test_a_folder_that_cannot_be_served_shows_its_log(tmp_path):

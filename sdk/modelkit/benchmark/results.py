@@ -16,12 +16,14 @@ from typing import Any, Final
 import orjson
 
 from modelkit.benchmark.record import Record, read_records, write_records
+from modelkit.config import BENCH_RUN_MARK
 from modelkit.errors import UsageError
 
 __all__ = ["SCHEMA_VERSION", "Store", "load_run", "summary_rows"]
 
 SCHEMA_VERSION: Final = 1
 RUN, REQUESTS, SUMMARY = "run.json", "requests.jsonl", "summary.csv"
+_MARK_TEXT: Final = "A run of `modelkit bench`. Images and versions of a model leave this folder out.\n"
 _FULL = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -34,8 +36,12 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, header: Mapping[str, Any]) -> "Store":
-        """Begin a run, or go on with the one that is there. Raises UsageError where that one was asked something else."""
-        path = folder / RUN
+        """Begin a run, or go on with the one that is there.
+
+        Raises UsageError where that one was asked something else, or the folder holds other files: it is marked as a
+        run's, which no package has, and they would be missing there.
+        """
+        path, mark = folder / RUN, folder / BENCH_RUN_MARK
         if path.exists():
             run = load_run(folder)
             if run.get("settings") != header["settings"]:
@@ -48,6 +54,12 @@ class Store:
             return store
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if not mark.exists() and any(folder.iterdir()):
+                raise UsageError(
+                    f"{folder} holds other files, and a run needs a folder of its own",
+                    cure="give another --output, such as a folder in it",
+                )
+            mark.write_text(_MARK_TEXT, encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"cannot make {folder}: {error.strerror}",
@@ -65,7 +77,8 @@ class Store:
     def set_subject(self, subject: Mapping[str, Any]) -> None:
         """Put what is known of a subject into the run; what an earlier part of the run knew stays where it is not.
 
-        Where the folder has changed since that part, the run is of neither content, and names none.
+        Where the folder has changed since that part, the run is of neither content, and names none. What the server warned
+        of then still holds for the levels of then.
         """
         known = next((one for one in self.run["subjects"] if one["name"] == subject["name"]), None)
         if known is None:
@@ -74,7 +87,10 @@ class Store:
             is_other = "content_digest" in subject and subject["content_digest"] != known.get(
                 "content_digest"
             )
+            warnings = dict.fromkeys([*known.get("warnings", ()), *subject.get("warnings", ())])
             known.update({key: value for key, value in subject.items() if value is not None})
+            if warnings:
+                known["warnings"] = list(warnings)
             if is_other and any(level["subject"] == subject["name"] for level in self.run["levels"]):
                 known["content_digest"] = None
         self.write()

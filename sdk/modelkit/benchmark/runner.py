@@ -115,16 +115,12 @@ class Subject:
     architecture: Architecture | None = None
     gpu_name: str = ""
     num_gpus: int = 1
-    # What its server warned of as it started, where this is the first subject that it serves.
-    warnings: tuple[str, ...] = ()
 
 
 async def run_subject(subject: Subject, settings: Settings, store: Store, watcher: Watcher) -> None:
     """Measure every level of a subject that the store does not have yet. Raises ModelkitError where it cannot be."""
     if all(store.level(plan.id) for plan in planned(subject.name, settings)) and settings.sweep_to is None:
         return
-    for text in subject.warnings:
-        watcher.warn(f"{subject.name}: {text}")
     watcher.stage(f"asking {subject.name} how it wants to be asked")
     session = _Session(subject, settings, store, watcher)
     await session.probe()
@@ -299,9 +295,10 @@ class _Session:
         while True:
             job, prompts = self._job(plan)
             self.watcher.begin(plan, None if self.settings.duration_s else _num_requests(job))
-            started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            started_at = _now()
             async with self.subject.sampler.sampling() as machine:
                 result = await run_jobs(split(job, self.num_processes), self.watcher.counters)
+            ended_at = _now()
             if not self._needs_more_processes(result):
                 break
         metrics = measure(
@@ -323,6 +320,7 @@ class _Session:
             "repeat": plan.repeat,
             "load": plan.load,
             "started_at": started_at,
+            "ended_at": ended_at,
             "input_tokens": str(workload.input_tokens),
             "output_tokens": str(workload.output_tokens),
             "prompt_set": prompts,
@@ -432,6 +430,10 @@ class _Session:
             "share": round(reached / best.with_prefill_tok_s, 4),
             "gpu_figures_measured": gpu.is_measured,
         }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _num_requests(job: Job) -> int:

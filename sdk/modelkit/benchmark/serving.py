@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,8 +16,6 @@ __all__ = ["Served", "serving"]
 
 _STOP_TIMEOUT_S = 60.0
 _TAIL_LINES = 15
-# As the server's log has it (server/logs.py).
-_WARNING = re.compile(r"\d\d:\d\d:\d\d\.\d{3} warning (.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +83,13 @@ async def _ready(process: asyncio.subprocess.Process, log: Path, on_stage: Calla
             lines.append(line)
             with suppress(ValueError, KeyError, TypeError):
                 ready = json.loads(line)
-                warnings = tuple(match[1] for line in _lines(log) if (match := _WARNING.match(line)))
-                return Served(ready["address"], ready["http_url"], process.pid, ready["ready_s"], warnings)
+                return Served(
+                    ready["address"],
+                    ready["http_url"],
+                    process.pid,
+                    ready["ready_s"],
+                    tuple(map(str, ready["warnings"])),
+                )
     finally:
         stages.cancel()
     code = await process.wait()

@@ -18,6 +18,7 @@ from modelkit.benchmark.targets import Protocol, TargetSpec, base_url
 from modelkit.benchmark.tokens import open_texts
 from modelkit.config import Config, find_config, load_config
 from modelkit.errors import ModelkitError, UsageError
+from modelkit.fit import config_hash
 from modelkit.versions.record import content_digest
 
 __all__ = ["FolderSource", "RandomSource", "ServerSource", "Source"]
@@ -82,12 +83,17 @@ class FolderSource:
     async def open(self, folder: Path, on_stage: OnStage) -> AsyncIterator[list[Subject]]:
         """Serve it until the block ends; yield a subject for each protocol."""
         log = folder / f"serve-{'-'.join(self.names[0].replace('/', '_').replace(':', '_').split())}.log"
+        on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
+        before, used_bytes = self._content_digest(), _gpu_used()
         on_stage(f"serving {self.names[0]}")
         async with serving(
             self.folder, self._options(), log, lambda stage: on_stage(f"{self.names[0]}: {stage}")
         ) as served:
-            on_stage(f"{self.names[0]}: looking at what is measured")  # weights are hashed the first time
-            yield list(self._subjects(served))
+            # The server has read the folder at some moment of a start that may take minutes.
+            digest = before if before == self._content_digest() else None
+            yield list(
+                self._subjects(served, {"content_digest": digest, "gpu_used_before_bytes": used_bytes})
+            )
 
     def _options(self) -> list[str]:
         # A random folder has its engine in its config.yaml.
@@ -107,19 +113,23 @@ class FolderSource:
 
     def _content_digest(self) -> str | None:
         """Return what is measured, but for the engine, which the subject names; None for what could not be uploaded."""
+        if self.is_random:
+            return None
         with suppress(ModelkitError):
             return content_digest(self.folder, environment=self.environment, overrides=self.overrides)
         return None
 
-    def _subjects(self, served: Served) -> Iterator[Subject]:
+    def _subjects(self, served: Served, known: Mapping[str, Any]) -> Iterator[Subject]:
         config = self._config()
         checkpoint = _checkpoint(config, self.folder)
         content = _config_json(checkpoint)
-        info = _describe(config, checkpoint, content) | {"ready_s": round(served.ready_s, 2)}
+        info = _describe(config, checkpoint, content) | {
+            "ready_s": round(served.ready_s, 2),
+            "warnings": list(served.warnings),
+            **known,
+        }
         if self.is_random:
             info["weights"] = "random"
-        else:
-            info["content_digest"] = self._content_digest()
         gpus = _gpu_names()
         for name, protocol in zip(self.names, self.protocols, strict=True):
             tokenizer = checkpoint if checkpoint and (checkpoint / "tokenizer.json").is_file() else None
@@ -139,7 +149,6 @@ class FolderSource:
                 else None,
                 gpu_name=gpus[0] if gpus else "",
                 num_gpus=config.engine.tensor_parallel_size or 1 if config.engine else 1,
-                warnings=served.warnings if name == self.names[0] else (),
             )
 
 
@@ -210,6 +219,15 @@ class RandomSource:
 Source = ServerSource | FolderSource | RandomSource
 
 
+def names_by_folder(sources: Sequence[Source]) -> dict[Path, set[str]]:
+    """Return the names of what is measured of each model folder, the folders in their order."""
+    found: dict[Path, set[str]] = {}
+    for source in sources:
+        if isinstance(source, FolderSource):
+            found.setdefault(source.folder, set()).update(source.names)
+    return found
+
+
 def server_spec(target: str, base: TargetSpec) -> TargetSpec:
     """Return the spec of a server by what a person writes: http://... is OpenAI's API, anything else modelkit's gRPC."""
     if target.startswith(("http://", "https://")):
@@ -244,6 +262,7 @@ def _describe(config: Config, checkpoint: Path | None, content: Mapping[str, Any
     info: dict[str, Any] = {
         "model": config.model.id,
         "architecture": (content.get("architectures") or [None])[0],
+        "config_hash": config_hash(content) if content else None,
         "revision": _revision(config),
         "weights": "checkpoint" if checkpoint else None,
         "engine": engine.name if engine else None,
@@ -304,6 +323,14 @@ def _gpu_names() -> list[str]:
     from modelkit.engines.machine import nvidia_gpus
 
     return [gpu.name for gpu in nvidia_gpus()]
+
+
+def _gpu_used() -> int | None:
+    """Return the memory that others have in use on the GPUs; None without a GPU."""
+    from modelkit.engines.machine import nvidia_gpus
+
+    gpus = nvidia_gpus()
+    return sum(gpu.used_bytes for gpu in gpus) if gpus else None
 
 
 def _hash(tokenizer: Path | None) -> str | None:

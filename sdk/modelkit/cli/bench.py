@@ -186,7 +186,7 @@ def command(
     )
     base = _base_spec(model, endpoint, api_key_env, timeout, chat=workload.needs_chat)
     max_model_len = round(workload.input_tokens.mean + workload.output_tokens.mean) + _HEADROOM_TOKENS
-    sources, home = _sources(
+    sources = _sources(
         targets or [],
         engines=engines,
         protocol=protocol,
@@ -203,9 +203,9 @@ def command(
         "overrides": overrides or [],
         "environment": environment,
     }
-    store = _open_store(settings, sources, home, output, asked)
+    store = _open_store(settings, sources, output, asked)
     failed = _measure(sources, settings, store)
-    return _finish(store, home, export=export, as_json=as_json) or int(bool(failed))
+    return _finish(store, sources, export=export, as_json=as_json) or int(bool(failed))
 
 
 def compare(
@@ -377,8 +377,8 @@ def _sources(
     max_model_len: int,
     environment: str | None,
     overrides: tuple[str, ...],
-) -> "tuple[list[Source], Path | None]":
-    """Return what is measured, and the model folder that the run belongs to, where there is one."""
+) -> "list[Source]":
+    """Return what is measured."""
     from modelkit.benchmark.random_weights import read_config
     from modelkit.benchmark.subjects import (
         FolderSource,
@@ -412,11 +412,10 @@ def _sources(
             )
             for architecture in architectures
             for engine in names
-        ], None
+        ]
     chosen: list[str | None] = [*names] if names else [None]
     sources: list[Source] = []
     places = list(targets) or ["."]
-    home: Path | None = None
     num_folders = sum(map(is_folder, places))
     for place in places:
         if not is_folder(place):
@@ -427,7 +426,7 @@ def _sources(
                 )
             sources.append(ServerSource(server_spec(place, base), tokenizer))
             continue
-        folder = home = model_dir(place)
+        folder = model_dir(place)
         sources += [
             FolderSource(
                 folder=folder,
@@ -440,7 +439,7 @@ def _sources(
             )
             for engine in chosen
         ]
-    return sources, home
+    return sources
 
 
 # ------------------------------------------------------------------------------------------------------------- measuring
@@ -449,7 +448,6 @@ def _sources(
 def _open_store(
     settings: "Settings",
     sources: "Sequence[Source]",
-    home: Path | None,
     output: Path | None,
     asked: dict[str, Any],
 ) -> "Store":
@@ -458,7 +456,9 @@ def _open_store(
     from modelkit.benchmark.machine import describe_host
     from modelkit.benchmark.results import SCHEMA_VERSION, Store
     from modelkit.benchmark.runner import default_folder
+    from modelkit.benchmark.subjects import names_by_folder
 
+    home = next(iter(names_by_folder(sources)), Path())
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%d-%H%M%S}"
     names = [name for source in sources for name in source.names]
@@ -472,7 +472,7 @@ def _open_store(
         "started_at": started.isoformat(timespec="seconds"),
         "tool": {"name": "modelkit bench", "version": __version__},
         "command": ["modelkit", *sys.argv[1:]],
-        "git": _git(home or Path()),
+        "git": _git(home),
         "host": describe_host(),
         "settings": {
             "subjects": names,
@@ -490,7 +490,7 @@ def _open_store(
         },
         "definitions": metrics.__doc__,
     }
-    store = Store.open(output or default_folder(home or Path(), run_id), header)
+    store = Store.open(output or default_folder(home, run_id), header)
     if store.run["levels"]:
         num = len(store.run["levels"])
         console.info(f"{store.folder} has {num} {'level' if num == 1 else 'levels'} already; going on")
@@ -526,6 +526,9 @@ def _measure(sources: "Sequence[Source]", settings: "Settings", store: "Store") 
                     continue
                 try:
                     async with source.open(store.folder, view.stage) as subjects:
+                        first = subjects[0]  # the others are of the same server
+                        for text in first.info.get("warnings", ()):
+                            view.warn(f"{first.name}: {text}")
                         for subject in subjects:
                             await run_subject(subject, settings, store, view)
                 except ModelkitError as error:
@@ -557,19 +560,20 @@ def _is_finished(source: "Source", settings: "Settings", store: "Store") -> bool
     return all(store.level(plan.id) for name in source.names for plan in planned(name, settings))
 
 
-def _finish(store: "Store", home: Path | None, *, export: str | None, as_json: bool) -> int:
-    """Write the report, print the table, and return 1 where an objective was missed."""
+def _finish(store: "Store", sources: "Sequence[Source]", *, export: str | None, as_json: bool) -> int:
+    """Write the report and each folder's record, print the table, and return 1 where an objective was missed."""
     from modelkit.benchmark.compare import winners
     from modelkit.benchmark.latest import write_latest
     from modelkit.benchmark.report import write_report
+    from modelkit.benchmark.subjects import names_by_folder
     from modelkit.cli.bench_view import table
 
     run = store.run
     if not run["levels"]:
         return 1
     written = write_report([store.folder], store.folder / "report.html")
-    if home is not None:
-        write_latest(home, run)
+    for folder, names in names_by_folder(sources).items():
+        write_latest(folder, run, names)
     if export == "vllm":
         _export_vllm(store)
     if as_json:

@@ -39,6 +39,8 @@ def command(
         with console.transfer("pulling") as progress:
             pulled = pull(version, folder, progress=progress)
         digest = version.index.digest
+    for note in pulled.notes:
+        console.warning(note)
     if as_json:
         checkpoints = {name: str(path) for name, path in pulled.checkpoints.items()}
         console.json(

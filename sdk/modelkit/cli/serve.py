@@ -25,6 +25,7 @@ from modelkit.errors import LoadError, UsageError
 if TYPE_CHECKING:
     from modelkit.model import Model
     from modelkit.server import Server, ServerOptions, TlsFiles
+    from modelkit.server.logs import KeptWarnings
     from modelkit.versions.pull import PulledModel
 
 __all__ = ["command"]
@@ -247,14 +248,14 @@ def command(
             deployment=os.environ.get(DEPLOYMENT_VARIABLE),
         )
         model = open_model(path, config, progress.report, prepare)
-    _configure_logging(log_format, path)
+    warnings = _configure_logging(log_format, path)
     _warn_if_open(options)
     _warn_of_missing_secrets(config)
     server = _server(model, options, config)
 
     def on_ready() -> None:
         progress.profile.end()
-        _announce(server, config, progress.profile, as_json=as_json)
+        _announce(server, config, progress.profile, warnings.end(), as_json=as_json)
         if profile_start:
             console.info(progress.profile.table())
 
@@ -429,7 +430,9 @@ def _stop_on_signals(server: "Server", stop: asyncio.Event) -> None:
             loop.add_signal_handler(number, on_signal, number)
 
 
-def _announce(server: "Server", config: Config, profile: StartProfile, *, as_json: bool) -> None:
+def _announce(
+    server: "Server", config: Config, profile: StartProfile, warnings: list[str], *, as_json: bool
+) -> None:
     """Say that the model is ready, and how to call it."""
     methods = list(server.predictor.signatures)
     took_s = profile.total_s
@@ -451,6 +454,7 @@ def _announce(server: "Server", config: Config, profile: StartProfile, *, as_jso
             "methods": methods,
             "ready_s": took_s,
             "start": profile.content(),
+            "warnings": warnings,
         }
         console.result(json.dumps(line))
 
@@ -481,11 +485,12 @@ def _server(model: "Model", options: "ServerOptions", config: Config) -> "Server
     )
 
 
-def _configure_logging(style: Literal["text", "json"], model_dir: Path) -> None:
-    from modelkit.server.logs import configure_logging
+def _configure_logging(style: Literal["text", "json"], model_dir: Path) -> "KeptWarnings":
+    from modelkit.server.logs import KeptWarnings, configure_logging
 
     level = logging.DEBUG if console.is_verbose() else logging.WARNING if console.is_quiet() else logging.INFO
     configure_logging(level, style, author_dir=model_dir)
+    return KeptWarnings()
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> "TlsFiles | None":

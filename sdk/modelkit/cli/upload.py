@@ -271,7 +271,9 @@ def _report(
         console.info(f"  {target.tag} is {result.tag} now")
     console.info(f"  {_parts(folder)}")
     if record is not None:
-        console.info(f"  with the benchmark's record of {record['started_at']}")
+        from modelkit.versions.record import measured_at
+
+        console.info(f"  with the benchmark's record of {measured_at(record)}")
     if signed_with is not None:
         console.info(f"  signed with {signed_with}")
     console.result(f"{reference}@{result.digest}")

@@ -1,6 +1,6 @@
 """config.yaml: its schema, the loader that finds every problem at once, and the JSON Schema for editors."""
 
-from modelkit.config.bench_record import BENCH_RECORD
+from modelkit.config.bench_record import BENCH_RECORD, BENCH_RUN_MARK
 from modelkit.config.folder import find_config
 from modelkit.config.json_schema import json_schema
 from modelkit.config.loader import check_config, load_config, place_of
@@ -22,6 +22,7 @@ from modelkit.config.models import (
 
 __all__ = [
     "BENCH_RECORD",
+    "BENCH_RUN_MARK",
     "BuildConfig",
     "CheckpointConfig",
     "CheckpointFileConfig",

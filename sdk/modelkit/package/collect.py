@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from modelkit.config import BENCH_RECORD
+from modelkit.config import BENCH_RECORD, BENCH_RUN_MARK
 from modelkit.errors import ConfigError, Problem
 from modelkit.package.ignore import is_never_wanted, looks_secret, read_rules
 from modelkit.package.secrets import find_secrets
@@ -105,7 +105,7 @@ def _walk(model_dir: Path, without: set[Path], warnings: list[Problem]) -> Itera
 
 def _refusal(path: Path, without: set[Path]) -> list[Problem] | None:
     """Return why a path is left out, as warnings (none where nobody would miss it); None where it is not."""
-    if is_never_wanted(path.name) or path.resolve() in without:
+    if is_never_wanted(path.name) or path.resolve() in without or (path / BENCH_RUN_MARK).is_file():
         return []
     if looks_secret(path.name):
         cure = "say that it is meant to be: list it in .modelkitignore"

@@ -17,7 +17,14 @@ from typing import Any, Literal, TextIO
 from modelkit.errors import CallError, InternalError
 from modelkit.model import REQUEST, Request
 
-__all__ = ["REQUEST_ID_HEADER", "configure_logging", "log_call", "new_request_id", "request_id_from"]
+__all__ = [
+    "REQUEST_ID_HEADER",
+    "KeptWarnings",
+    "configure_logging",
+    "log_call",
+    "new_request_id",
+    "request_id_from",
+]
 
 _log = logging.getLogger("modelkit.server")
 
@@ -26,6 +33,9 @@ _MAX_REQUEST_ID_CHARS = 128
 # A pipe that is writable takes 4096 bytes (PIPE_BUF), and a character has 4 at most.
 _PIECE_CHARS = 1024
 _GRACE_MS = 50
+# What is kept goes into one line of JSON, and readers of lines usually take 64 KiB: a character is up to 12 there.
+_MAX_WARNINGS = 8
+_MAX_WARNING_CHARS = 500
 
 
 _random = random.Random()  # noqa: S311 - names, not secrets; os.urandom would give the GIL away on every call
@@ -88,6 +98,26 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+class KeptWarnings(logging.Handler):
+    """Keeps what is warned of from now until `end`, each text once: of a start, for whoever waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: dict[str, None] = {}
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the text of a record."""
+        with contextlib.suppress(Exception):  # of one that has no text, the log itself tells
+            if len(self._texts) < _MAX_WARNINGS:
+                self._texts[record.getMessage()[:_MAX_WARNING_CHARS]] = None
+
+    def end(self) -> list[str]:
+        """Return what was kept, and keep no more."""
+        logging.getLogger().removeHandler(self)
+        return list(self._texts)
 
 
 class _UnblockedHandler(logging.StreamHandler[TextIO]):

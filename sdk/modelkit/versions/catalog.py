@@ -8,7 +8,7 @@ from typing import Any
 from modelkit.errors import ModelkitError, RegistryError
 from modelkit.registry import LayoutReference, Store
 from modelkit.registry.reference import registry_dir
-from modelkit.versions.record import attached_record, headline
+from modelkit.versions.record import headline, readable_record
 from modelkit.versions.upload import LATEST, version_numbers
 from modelkit.versions.version import Version, read_version
 
@@ -83,7 +83,7 @@ def _entry(store: Store, tag: str, names: dict[str, list[str]], *, with_records:
 
 
 def _record(version: Version) -> dict[str, Any] | None:
-    record = attached_record(version.store, version.index.digest)
+    record = readable_record(version.store, version.index.digest)
     return None if record is None else headline(record, (version.config.get("engine") or {}).get("name"))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelkit.package import read_member
-from modelkit.versions.record import attached_record, figures
+from modelkit.versions.record import figures, readable_record
 from modelkit.versions.signatures import breaking_changes
 from modelkit.versions.version import Version
 
@@ -110,7 +110,7 @@ def _images(version: Version) -> dict[str, str]:
 
 
 def _moved(old: Version, new: Version) -> tuple[Change, ...]:
-    before, after = (attached_record(each.store, each.index.digest) for each in (old, new))
+    before, after = (readable_record(each.store, each.index.digest) for each in (old, new))
     return () if before is None or after is None else _changes(_measured(before), _measured(after))
 
 

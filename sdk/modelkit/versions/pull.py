@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class PulledModel:
     """A model folder that was pulled, and where each checkpoint of the version is.
 
     `environment` and `settings` (--env, --set) were laid over its config.yaml as it was uploaded; `overrides` are all
-    settings, with those that make it use the weights in it, where config.yaml looks for them elsewhere.
+    settings, with those that make it use the weights in it, where config.yaml looks for them elsewhere. `notes` say what
+    of the version is not in the folder, which is whole without it.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class PulledModel:
     environment: str | None = None
     settings: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROGRESS) -> PulledModel:
@@ -76,14 +78,14 @@ def pull(version: Version, folder: Path, *, progress: TransferProgress = NO_PROG
             _check_files(files, draft)
             _write_lock(version, draft)
             _keep_weights(version, places, draft)
-            _put_record(version, draft)
+            notes = _put_record(version, draft)
             _finish(draft, folder)
     except OSError as error:
         raise LoadError(
             f"cannot write {folder}: {error.strerror or error}",
             cure="make room or name another folder with --to",
         ) from error
-    return pulled_model(version, folder)
+    return replace(pulled_model(version, folder), notes=notes)
 
 
 def _write_lock(version: Version, draft: Path) -> None:
@@ -92,12 +94,15 @@ def _write_lock(version: Version, draft: Path) -> None:
         (draft / LOCK_NAME).write_bytes(version.lock)
 
 
-def _put_record(version: Version, draft: Path) -> None:
-    """Put the record of the last benchmark where `modelkit bench` would; the folder is whole without it."""
-    with suppress(RegistryError):
+def _put_record(version: Version, draft: Path) -> tuple[str, ...]:
+    """Put the record of the last benchmark where `modelkit bench` would; return a note where it cannot be had."""
+    try:
         record = attached_record(version.store, version.index.digest)
-        if record is not None:
-            write_record(draft, record)
+    except RegistryError as error:
+        return (f"the folder has no record of a benchmark: {error.message}",)
+    if record is not None:
+        write_record(draft, record)
+    return ()
 
 
 def pulled_model(version: Version, folder: Path) -> PulledModel:

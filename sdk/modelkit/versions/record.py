@@ -17,7 +17,7 @@ import orjson
 from modelkit.checkpoints.lock import LOCK_NAME
 from modelkit.checkpoints.resolve import make_lock
 from modelkit.config import BENCH_RECORD, find_config, load_config
-from modelkit.errors import Problem
+from modelkit.errors import Problem, RegistryError
 from modelkit.package import Package
 from modelkit.package.secrets import find_secrets
 from modelkit.registry import Manifest, Store
@@ -33,13 +33,15 @@ __all__ = [
     "content_digest",
     "figures",
     "headline",
+    "measured_at",
+    "most_memory",
     "read_record",
+    "readable_record",
     "write_record",
 ]
 
-# What travels, by name: a key that is added to the record stays here until somebody has thought of it. Left out are the
-# commit (the provenance has it), and the prompts' file, which is a path on this machine. `engine_args` are of the config
-# that the version has too.
+# What travels, by name: a key that is added to the record stays here until somebody has thought of it. Left out is the
+# prompts' file, which is a path on this machine. `engine_args` are of the config that the version has too.
 _RUN = ("schema_version", "run_id", "started_at", "tool")
 _GPU = ("name", "memory_bytes", "driver")
 _WORKLOAD = (
@@ -50,12 +52,13 @@ _SUBJECT = (
     *("name", "content_digest", "model", "architecture", "revision", "weights", "dtype", "tokenizer_hash"),
     *("engine", "engine_version", "engine_args", "tensor_parallel_size", "ready_s", "protocol", "endpoint"),
     *("exact_length", "running_usage", "token_check", "sweep"),
+    *("config_hash", "gpu_used_before_bytes", "warnings"),
 )
 _LEVEL = (
-    *("subject", "load", "concurrency", "rate", "repeat", "output_tok_s", "req_s"),
+    *("subject", "load", "concurrency", "rate", "repeat", "ended_at", "output_tok_s", "req_s"),
     *("ttft_ms", "itl_ms", "tpot_ms", "e2e_s", "slo", "gpu_memory_bytes_max", "verdict"),
 )
-_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
 
 
 # -------------------------------------------------------------------------------------------------------------- identity
@@ -125,15 +128,32 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
 def attach_record(store: Store, version: Manifest, record: Mapping[str, Any]) -> str:
     """Attach a record to a version; the same one is sent once."""
     data = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-    return attach(store, version, RECORD, data, {CREATED: record["started_at"]})
+    return attach(store, version, RECORD, data, {CREATED: measured_at(record)})
+
+
+def measured_at(record: Mapping[str, Any]) -> str:
+    """Return when the last level ended: a run that was cut and goes on keeps its beginning."""
+    began: str = record["started_at"]
+    return max((each.get("ended_at", began) for each in record["levels"]), default=began)
 
 
 def attached_record(store: Store, digest: str) -> dict[str, Any] | None:
-    """Return the last record that is attached to a version; None where there is none that can be read."""
-    data = newest_attached(store, digest, RECORD)
+    """Return the last record that is attached to a version, None without any. Raises RegistryError where it cannot be read."""
     try:
+        data = newest_attached(store, digest, RECORD)
         return None if data is None else _kept(orjson.loads(data))
-    except _UNREADABLE:  # who may push may attach anything
+    except _UNREADABLE as error:  # who may push may attach anything
+        raise RegistryError(
+            "the benchmark's record is not written as it should be",
+            cure="measure with `modelkit bench`, and upload again",
+        ) from error
+
+
+def readable_record(store: Store, digest: str) -> dict[str, Any] | None:
+    """Return the same where only figures are asked for: of what cannot be read, `verify` and `pull` tell."""
+    try:
+        return attached_record(store, digest)
+    except RegistryError:
         return None
 
 
@@ -143,7 +163,7 @@ def _of_content(record: Mapping[str, Any], digest: str) -> dict[str, Any]:
     kept["subjects"] = [each for each in kept["subjects"] if each.get("content_digest") == digest]
     names = {each["name"] for each in kept["subjects"]}
     kept["levels"] = [each for each in kept["levels"] if each["subject"] in names]
-    return kept | {"gpu_memory_bytes_max": _most_memory(kept["levels"])}
+    return kept | {"gpu_memory_bytes_max": most_memory(kept["levels"])}
 
 
 def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,17 +173,33 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
     kept["workload"] = _pick(record["workload"], _WORKLOAD)
     kept["subjects"] = [_pick(each, _SUBJECT) for each in record["subjects"]]
     kept["levels"] = [_pick(each, _LEVEL) for each in record["levels"]]
-    kept["gpu_memory_bytes_max"] = _most_memory(kept["levels"])
-    datetime.fromisoformat(kept["started_at"])
+    kept["gpu_memory_bytes_max"] = most_memory(kept["levels"])
+    for moment in (kept["started_at"], measured_at(kept)):
+        datetime.fromisoformat(moment)
+    _check_texts(kept)
     figures(kept)
     return kept
+
+
+def _check_texts(kept: Mapping[str, Any]) -> None:
+    """Raise ValueError where what is shown of a record is no line of text: a terminal would obey it."""
+    texts = [kept["run_id"], kept["started_at"], measured_at(kept)]
+    texts += [each[key] for each in kept["subjects"] for key in ("name", "engine", "protocol") if key in each]
+    texts += [each[key] for each in kept["levels"] for key in ("subject", "load")]
+    texts += [each["name"] for each in kept["gpus"] if "name" in each]
+    shown = [text for text in texts if text is not None]
+    # Numbers and lists of them are text enough; a dict in it would be shown by its keys.
+    shown += [value if isinstance(value, str | dict) else repr(value) for value in kept["workload"].values()]
+    if not all(isinstance(text, str) and text.isprintable() for text in shown):
+        raise ValueError(shown)
 
 
 def _pick(value: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: value[name] for name in names if name in value}
 
 
-def _most_memory(levels: Sequence[Mapping[str, Any]]) -> int | None:
+def most_memory(levels: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the most GPU memory that was seen in use during any of some levels; None where none was seen."""
     return max(
         (each["gpu_memory_bytes_max"] for each in levels if each["gpu_memory_bytes_max"]), default=None
     )
@@ -219,7 +255,7 @@ def headline(record: Mapping[str, Any], engine: str | None) -> dict[str, Any] | 
         return None
     best = max(found, key=lambda each: (each.engine == engine, each.order))
     return {
-        "measured_at": record["started_at"],
+        "measured_at": measured_at(record),
         "engine": best.engine,
         "gpu": record["gpus"][0].get("name") if record["gpus"] else None,
         "load": best.load,

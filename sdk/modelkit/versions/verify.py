@@ -15,7 +15,7 @@ from modelkit.registry.modelpack import check_complete
 from modelkit.registry.transfer import in_parallel
 from modelkit.versions.attachments import attached
 from modelkit.versions.media_types import CYCLONEDX, IN_TOTO
-from modelkit.versions.record import attached_record
+from modelkit.versions.record import attached_record, measured_at
 from modelkit.versions.signing import find_signer, load_public_key
 from modelkit.versions.version import Version
 
@@ -143,7 +143,7 @@ def _check_provenance(version: Version) -> tuple[bool | None, str]:
 
 def _check_record(version: Version) -> tuple[bool | None, str]:
     record = attached_record(version.store, version.index.digest)
-    return (None, "none is attached") if record is None else (True, f"measured {record['started_at']}")
+    return (None, "none is attached") if record is None else (True, f"measured {measured_at(record)}")
 
 
 def _check_signature(

@@ -15,6 +15,7 @@ from modelkit.benchmark.machine import Machine, Sampler, read_engine_metrics
 from modelkit.benchmark.metrics import Window, measure
 from modelkit.benchmark.objectives import parse_objective
 from modelkit.benchmark.record import OK, Record
+from modelkit.benchmark.report import write_report
 from modelkit.benchmark.results import (
     REQUESTS,
     RUN,
@@ -90,6 +91,7 @@ def level(subject="a", concurrency=1, speed=10.0, repeat=0, mode="closed", rate=
         "repeat": repeat,
         "load": load,
         "started_at": "2026-01-01T00:00:00+00:00",
+        "ended_at": "2026-01-01T00:00:01+00:00",
         "input_tokens": "5",
         "output_tokens": "9",
         "metrics": metrics,
@@ -156,6 +158,19 @@ def test_a_run_of_another_release_is_refused(tmp_path):
     store.write()
     with pytest.raises(UsageError, match="schema 99"):
         load_run(tmp_path)
+
+
+def test_a_folder_with_other_files_becomes_no_run(tmp_path):
+    (tmp_path / REQUESTS).write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        Store.open(tmp_path, HEADER)
+    assert (tmp_path / REQUESTS).read_text() == "mine"
+
+
+def test_a_run_that_was_cut_before_it_began_goes_on(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / RUN).unlink()
+    assert Store.open(tmp_path, HEADER).run["levels"] == []
 
 
 def repeats(subject, *speeds):
@@ -318,11 +333,20 @@ async def test_only_the_gpus_that_the_server_may_use_are_sampled(tmp_path, monke
 
 def test_the_record_beside_the_model(tmp_path):
     run = make_run(tmp_path / "run", level()).run
-    path = write_latest(tmp_path, run)
-    assert path == tmp_path / BENCH_RECORD
-    told = json.loads(path.read_text())
+    write_latest(tmp_path, run, {"a"})
+    told = json.loads((tmp_path / BENCH_RECORD).read_text())
     assert told["levels"][0]["output_tok_s"] == pytest.approx(run["levels"][0]["metrics"]["out_tok_s_steady"])
     assert told["gpu_memory_bytes_max"] is None
+
+
+def test_each_folder_of_a_run_has_a_record_of_its_own(tmp_path):
+    run = make_run(tmp_path / "run", level("a"), level("a", concurrency=2), level("b")).run
+    for names in ({"a"}, {"b"}, {"c"}):
+        write_latest(tmp_path, run, names)
+        told = json.loads((tmp_path / BENCH_RECORD).read_text())
+        expected = names if names != {"c"} else {"b"}  # of which nothing was measured
+        assert {each["name"] for each in told["subjects"]} == expected
+        assert {each["subject"] for each in told["levels"]} == expected
 
 
 def test_a_run_that_goes_on_with_a_changed_folder_is_of_neither_content(tmp_path):
@@ -337,6 +361,16 @@ def test_a_run_that_goes_on_with_a_changed_folder_is_of_neither_content(tmp_path
     store.run["levels"].clear()
     store.set_subject({"name": "a", "content_digest": "sha256:b"})
     assert subject["content_digest"] == "sha256:b"
+
+
+def test_a_run_that_goes_on_keeps_what_the_server_warned_of_before(tmp_path):
+    store = make_run(tmp_path, level())
+    for warnings in (["slow <kernels>"], [], ["slow <kernels>", "no cache"]):
+        store.set_subject({"name": "a", "warnings": warnings})
+    store.set_subject({"name": "a", "sweep": {}})
+    assert load_run(tmp_path)["subjects"][0]["warnings"] == ["slow <kernels>", "no cache"]
+    page = write_report([tmp_path], tmp_path / "report.html").page.read_text()
+    assert page.count("slow &lt;kernels&gt;") == 1
 
 
 def test_vllms_names(tmp_path):
@@ -385,7 +419,9 @@ async def measured(folder, weights):
             "a", TargetSpec(protocol="http", address=url), FiveTimesAsMany(), Sampler(), {"weights": weights}
         )
         await run_subject(subject, settings, store, watcher)
-    (found,) = load_run(folder)["subjects"]
+    run = load_run(folder)
+    assert run["started_at"] < run["levels"][0]["started_at"] <= run["levels"][0]["ended_at"]
+    (found,) = run["subjects"]
     return found, watcher.warnings
 
 

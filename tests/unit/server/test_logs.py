@@ -6,7 +6,7 @@ import os
 import pytest
 
 from modelkit.model import REQUEST, Request
-from modelkit.server.logs import configure_logging, new_request_id
+from modelkit.server.logs import KeptWarnings, configure_logging, new_request_id
 
 
 @pytest.fixture
@@ -39,6 +39,27 @@ def test_lines_carry_the_request_id(logs):
     first, second = stream.getvalue().splitlines()
     assert first.endswith("info [abc] hello")
     assert second.endswith("info later")
+
+
+def test_warnings_are_kept_until_the_start_is_over(logs):
+    logs()
+    kept = KeptWarnings()
+    logger = logging.getLogger("an.engine")
+    for _ in range(2):
+        logger.warning("runs on %s", "something else")
+    logger.info("starting")
+    logger.warning("%d", "no number")
+    assert kept.end() == ["runs on something else"]
+    logger.warning("of a call")
+    assert kept.end() == ["runs on something else"]
+
+
+def test_no_more_warnings_are_kept_than_a_line_takes(logs):
+    logs()
+    kept = KeptWarnings()
+    for number in range(100):
+        logging.getLogger("x").warning("%d%s", number, "\N{PERFORMING ARTS}" * 10_000)
+    assert len(json.dumps(kept.end())) < 64 * 1024
 
 
 def test_json_lines_parse_whatever_is_logged(logs):

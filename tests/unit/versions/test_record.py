@@ -6,8 +6,9 @@ import pytest
 
 from bench_record import measured
 from greeter import MODEL, with_weights, write_greeter
+from modelkit.benchmark.results import Store as Run
 from modelkit.config import BENCH_RECORD
-from modelkit.errors import Problem
+from modelkit.errors import Problem, RegistryError
 from modelkit.package import collect
 from modelkit.registry import LayoutReference, open_store
 from modelkit.versions.attachments import CREATED, attach, attached
@@ -22,6 +23,7 @@ from modelkit.versions.record import (
     content_digest,
     figures,
     headline,
+    measured_at,
     read_record,
     write_record,
 )
@@ -65,6 +67,18 @@ def test_a_record_is_sent_once_and_the_last_measurement_counts(folder, store):
     assert attached_record(store, digest)["run_id"] == "run-2"
 
 
+def test_a_run_that_went_on_counts_by_its_end(folder, store):
+    early, late = (measured(content_digest(folder), minutes=minutes) for minutes in (1, 2))
+    # It began first, was cut, and had its last level after the other one's.
+    late["started_at"] = "2025-12-31T00:00:00+00:00"
+    for record in (late, early):
+        write_record(folder, record)
+        digest = send(folder, store).digest
+    assert attached_record(store, digest)["run_id"] == "run-2"
+    assert measured_at(late) == "2026-01-01T00:02:00+00:00"
+    assert measured_at({**late, "levels": []}) == late["started_at"]
+
+
 def test_nothing_of_the_machine_travels(folder, store):
     write_record(folder, measured(content_digest(folder)))
     digest = send(folder, store).digest
@@ -73,6 +87,7 @@ def test_nothing_of_the_machine_travels(folder, store):
         assert word not in data
     record = json.loads(data)
     assert [each["name"] for each in record["subjects"]] == ["vllm", "sglang"]
+    assert {"config_hash", "gpu_used_before_bytes", "warnings"} <= record["subjects"][0].keys()
     assert {each["subject"] for each in record["levels"]} == {"vllm", "sglang"}
     assert record["gpu_memory_bytes_max"] == 100_000
 
@@ -130,6 +145,27 @@ def _lock(folder):
     return Lock.read(folder)
 
 
+def changed(part, key, value):
+    record = measured("x")
+    record[part][0][key] = value
+    return record
+
+
+def told_of(store, tmp_path, reason):
+    """A list and a difference show nothing of a record that cannot be read; `verify` and `pull` say why."""
+    (entry,) = list_entries(store, with_records=True)
+    assert (entry.record, entry.problem) == (None, "")
+    version = read_version(store, "v1")
+    assert diff(version, version).record == ()
+    check = next(each for each in verify(version) if each.name == "record")
+    assert (check.is_fine, reason in check.detail) == (False, True)
+    pulled = pull(version, tmp_path / "pulled")
+    assert (pulled.folder / "model.py").is_file()
+    assert not (pulled.folder / BENCH_RECORD).exists()
+    (note,) = pulled.notes
+    assert reason in note
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -141,9 +177,17 @@ def _lock(folder):
         b"\xff",
         json.dumps({**measured("x"), "started_at": 7}).encode(),
         json.dumps({**measured("x"), "levels": [{"subject": "a"}]}).encode(),
+        json.dumps(changed("subjects", "engine", 7)).encode(),
+        json.dumps(changed("subjects", "protocol", ["grpc"])).encode(),
+        json.dumps(changed("subjects", "name", "vllm\x1b[2J")).encode(),
+        json.dumps(changed("levels", "load", "c=1\nforged")).encode(),
+        json.dumps(changed("gpus", "name", "H200\x07")).encode(),
+        json.dumps({**measured("x"), "workload": {"kind": "a\rb"}}).encode(),
+        json.dumps({**measured("x"), "workload": {"kind": {"a\x1b[2J": 1}}}).encode(),
+        json.dumps({**measured("x"), "started_at": "2026-01-01\x1b00:00"}).encode(),
     ],
 )
-def test_a_damaged_record_is_a_doubt_here_and_nothing_there(folder, tmp_path, data):
+def test_a_damaged_record_is_a_doubt_here_and_told_of_there(folder, tmp_path, data):
     (folder / BENCH_RECORD).parent.mkdir(parents=True)
     (folder / BENCH_RECORD).write_bytes(data)
     found = read_record(with_weights(folder))
@@ -153,10 +197,9 @@ def test_a_damaged_record_is_a_doubt_here_and_nothing_there(folder, tmp_path, da
     with open_store(LayoutReference(tmp_path / "layout")) as store:
         digest = send(folder, store).digest
         attach(store, store.get_manifest(digest), RECORD, data, {CREATED: "9"})
-        assert attached_record(store, digest) is None
-        assert list_entries(store, with_records=True)[0].record is None
-        pulled = pull(read_version(store, "v1"), tmp_path / "pulled").folder
-    assert not (pulled / BENCH_RECORD).exists()
+        with pytest.raises(RegistryError, match="not written as it should be"):
+            attached_record(store, digest)
+        told_of(store, tmp_path, "is not written as it should be")
 
 
 @pytest.mark.parametrize("secret", ["hf_" + "Q" * 34, "correct-horse-battery-staple"])
@@ -181,6 +224,16 @@ def test_runs_are_no_part_of_a_package(folder):
     (folder / ".modelkit/bench/20260101-000000").mkdir()
     (folder / ".modelkit/bench/20260101-000000/run.json").write_text("{}")
     assert collect(folder).digest == before
+
+
+def test_nor_are_runs_that_somebody_has_put_into_the_model_folder(folder):
+    before, digest = collect(folder).digest, content_digest(folder)
+    Run.open(folder / "runs/first", {"settings": {}})
+    (folder / "runs/first/serve-vllm.log").write_text("/home/ada")
+    assert (collect(folder).digest, content_digest(folder)) == (before, digest)
+    # A run.json by itself is anybody's.
+    (folder / "runs/run.json").write_bytes((folder / "runs/first/run.json").read_bytes())
+    assert [file.path for file in collect(folder).files if "run" in file.path] == ["runs/run.json"]
 
 
 def test_the_headline_is_the_highest_load_of_the_own_engine():
@@ -253,7 +306,7 @@ def test_verify_says_when_it_was_measured(folder, store):
     assert (told().is_fine, told().detail) == (True, "measured 2026-01-01T00:00:00+00:00")
 
 
-def test_a_damaged_blob_does_not_stop_a_pull(tmp_path):
+def test_a_damaged_blob_stops_nothing_but_is_told_of(tmp_path):
     folder = write_greeter(tmp_path / "greeter")
     write_record(folder, measured(content_digest(folder)))
     with open_store(LayoutReference(tmp_path / "layout")) as store:
@@ -261,6 +314,27 @@ def test_a_damaged_blob_does_not_stop_a_pull(tmp_path):
         (attachment,) = store.referrers(digest)
         blob = store.blob_path(store.get_manifest(attachment.digest).blobs[-1].digest)
         blob.write_bytes(blob.read_bytes().replace(b"vllm", b"VLLM"))
-        pulled = pull(read_version(store, "v1"), tmp_path / "pulled").folder
-    assert (pulled / "model.py").is_file()
-    assert not (pulled / BENCH_RECORD).exists()
+        told_of(store, tmp_path, "is not what its digest says")
+
+
+@pytest.mark.parametrize("store", ["layout"], indirect=True)
+def test_times_that_are_none_stop_nothing(folder, store, tmp_path):
+    write_record(folder, measured(content_digest(folder)))
+    digest = send(folder, store).digest
+    attach(store, store.get_manifest(digest), RECORD, b"{}", {CREATED: 7})
+    told_of(store, tmp_path, "is not written as it should be")
+
+
+@pytest.mark.parametrize("store", ["layout"], indirect=True)
+def test_a_record_that_the_network_kept_back_is_told_of(folder, store, tmp_path, monkeypatch, capsys):
+    from modelkit.cli.app import main
+
+    send(folder, store)
+
+    def refuse(*_):
+        raise RegistryError("the connection was cut")
+
+    monkeypatch.setattr("modelkit.versions.record.newest_attached", refuse)
+    told_of(store, tmp_path, "the connection was cut")
+    assert main(["pull", f"oci:{store.folder}:v1", "--to", str(tmp_path / "again")]) == 0
+    assert "the folder has no record of a benchmark: the connection was cut" in capsys.readouterr().err
