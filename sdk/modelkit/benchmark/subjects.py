@@ -18,6 +18,7 @@ from modelkit.benchmark.targets import Protocol, TargetSpec, base_url
 from modelkit.benchmark.tokens import open_texts
 from modelkit.config import Config, find_config, load_config
 from modelkit.errors import ModelkitError, UsageError
+from modelkit.fit import config_hash
 from modelkit.versions.record import content_digest
 
 __all__ = ["FolderSource", "RandomSource", "ServerSource", "Source"]
@@ -260,7 +261,7 @@ def _describe(config: Config, checkpoint: Path | None, content: Mapping[str, Any
     info: dict[str, Any] = {
         "model": config.model.id,
         "architecture": (content.get("architectures") or [None])[0],
-        "config_hash": _config_hash(content),
+        "config_hash": config_hash(content) if content else None,
         "revision": _revision(config),
         "weights": "checkpoint" if checkpoint else None,
         "engine": engine.name if engine else None,
@@ -305,11 +306,6 @@ def _config_json(checkpoint: Path | None) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         return content
     return {}
-
-
-def _config_hash(content: Mapping[str, Any]) -> str | None:
-    """Return what tells one config.json from another, however it is written; None without one."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16] if content else None
 
 
 def _weight_bytes(config: Config) -> float:

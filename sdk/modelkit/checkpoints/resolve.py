@@ -148,7 +148,8 @@ def discard_damaged(model_dir: Path, terms: Terms) -> None:
         for sha256, (file, blob) in zip(_hash_all(there, terms), there.items(), strict=True):
             if sha256 != file.sha256:
                 blob.unlink(missing_ok=True)
-                terms.on_warning(f"{file.path} is damaged on this disk: fetching it anew")
+                then = "it is deleted; fetch again without --offline" if terms.offline else "fetching it anew"
+                terms.on_warning(f"{file.path} is damaged on this disk: {then}")
 
 
 def make_lock(config: Config, model_dir: Path, terms: Terms | None = None, *, update: bool = False) -> Lock:

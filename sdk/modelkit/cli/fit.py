@@ -18,6 +18,7 @@ __all__ = ["command"]
 
 EXIT_DOES_NOT_FIT = 1
 _MOST_SUGGESTIONS = 5
+_LEAST_MEMORY_BYTES = 2**20  # less is a unit that was forgotten
 _LEAST_SIZE_CELLS = 12
 
 
@@ -87,10 +88,12 @@ def command(
     model = learn(bare, model_dir)
     settings = _settings(config, engine)
     device = _device(config, settings.engine, gpu, memory)
+    num = _num_there(gpu, memory, config, device)
     size = tensor_parallel_size or (device.count if gpu is not None and _spreads(settings) else 1)
     if size > 1:
-        _check_size(size, settings, model)
         settings = replace(settings, tensor_parallel_size=size)
+    if settings.tensor_parallel_size > 1:
+        _check_size(settings.tensor_parallel_size, settings, model, device, num)
     asked = _Asked(model, settings, device, max_model_len, concurrency)
     found = estimate(model, settings, asked.device, max_model_len=max_model_len, concurrency=concurrency)
     longest = largest_max_model_len(model, settings, asked.device, concurrency)
@@ -175,8 +178,10 @@ def _device(config: "Config | None", engine: str, gpu: str | None, memory: str |
         return device_by_name(gpu)
     if memory is not None:
         size_bytes = parse_memory(memory)
-        if not size_bytes:
-            raise UsageError(f"'{memory}' is no amount of memory", cure="write it like 24GiB or 80G")
+        if not size_bytes or size_bytes < _LEAST_MEMORY_BYTES:
+            raise UsageError(
+                f"'{memory}' is no memory of a GPU", cure="write it with its unit, like 24GiB or 80G"
+            )
         return device_of_size(size_bytes)
     device = (device_of_compute(config.compute) if config is not None else None) or this_machine()
     if device.is_cpu and engine not in {"vllm", "transformers"}:
@@ -187,22 +192,39 @@ def _device(config: "Config | None", engine: str, gpu: str | None, memory: str |
     return device
 
 
+def _num_there(gpu: str | None, memory: str | None, config: "Config | None", device: "Device") -> int | None:
+    """Return how many of the device there are: in a machine type, or in this machine; None where nobody has said."""
+    from modelkit.config.accelerators import table
+
+    if gpu is not None:
+        return device.count if gpu in table()["instances"] else None
+    is_asked_for = memory is not None or (config is not None and config.compute.num_accelerators > 0)
+    return None if is_asked_for else device.count
+
+
 def _spreads(settings: "Settings") -> bool:
     return settings.engine != "transformers"
 
 
-def _check_size(size: int, settings: "Settings", model: "Model") -> None:
-    """Refuse to count what no engine would start: layers are shared by whole heads."""
+def _check_size(size: int, settings: "Settings", model: "Model", device: "Device", num: int | None) -> None:
+    """Refuse to count what no engine would start: layers are shared by whole heads, on GPUs that are there (`num`)."""
     if not _spreads(settings):
         raise UsageError(
-            f"transformers runs on one GPU, and --tp says {size}",
+            f"transformers runs on one GPU, and {size} are to share the model",
             cure="leave --tp out, or name another --engine",
         )
-    heads = model.architecture.num_attention_heads
-    if heads % size:
-        sizes = ", ".join(str(each) for each in range(1, size) if heads % each == 0)
+    if device.is_cpu or (num is not None and size > num):
+        there = "no GPU" if device.is_cpu else f"{num} of {device.name}"
         raise UsageError(
-            f"{size} GPUs cannot share the {heads} attention heads of {model.architecture.name}",
+            f"{size} GPUs are to share the model, and there is {there}",
+            cure="give a smaller --tp, or name what it is for: --gpu H200",
+        )
+    architecture = model.architecture
+    if not architecture.spreads_over(size):
+        sizes = ", ".join(str(each) for each in range(1, size) if architecture.spreads_over(each))
+        heads = f"{architecture.num_attention_heads} attention heads and {architecture.num_kv_heads} of keys and values"
+        raise UsageError(
+            f"{size} GPUs cannot share the {heads} of {architecture.name}",
             cure=f"give --tp with one of: {sizes}",
         )
 
@@ -225,7 +247,7 @@ def _as_json(
 
 
 def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes: "list[Suggestion]") -> str:
-    from modelkit.fit import engine_title, gib, rows, spelled
+    from modelkit.fit import engine_title, gib, max_sequences, rows, spelled
 
     device, settings, architecture = found.device, found.settings, asked.model.architecture
     size = settings.tensor_parallel_size
@@ -251,9 +273,18 @@ def _as_text(found: "Estimate", asked: _Asked, longest: int, most: int, changes:
         )
         lines.append("what would make it fit, each alone:" if changes else "no single change makes it fit")
         lines += [f"  {spelled(change)}" for change in changes]
+    limit = max_sequences(settings, device)
+    if found.concurrency > limit:
+        lines.append(f"note: {engine_title(found)} answers {limit:,} at the same time; the others wait")
+    if found.left_alone_bytes < 0 and found.fits:
+        lines.append(
+            f"note: CUDA context and graphs may take {gib(-found.left_alone_bytes)} more than {engine_title(found)} leaves for "
+            "them; where its start runs out of memory, lower engine.gpu_memory_utilization"
+        )
     lines += [f"note: {text}" for text in architecture.notes]
     if found.weights.is_estimate:
-        lines.append("note: the weights are told from config.json, for their files are not all here")
+        why = "" if architecture.notes else ", for their files are not all here"
+        lines.append(f"note: the weights are told from config.json{why}")
     return "\n".join(lines)
 
 

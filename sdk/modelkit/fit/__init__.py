@@ -18,6 +18,7 @@ from modelkit.fit.headers import (
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
 from modelkit.fit.measured import Measured, learn, read_measured
+from modelkit.fit.overheads import max_sequences
 from modelkit.fit.places import open_checkpoint
 from modelkit.fit.report import as_json, engine_title, gib, rows, spelled
 from modelkit.fit.settings import EngineKind, Settings, kind_of, settings_of
@@ -49,6 +50,7 @@ __all__ = [
     "largest_concurrency",
     "largest_max_model_len",
     "learn",
+    "max_sequences",
     "open_checkpoint",
     "read_architecture",
     "read_measured",

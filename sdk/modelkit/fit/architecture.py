@@ -32,6 +32,10 @@ _MAX_LEN_KEYS = (
 _F32_BYTES = 4
 
 
+# No size of a model is larger.
+_MOST = 2**40
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCache:
     """What one layer keeps, on one device without tensor parallelism.
@@ -90,6 +94,14 @@ class Architecture:
         """The most heads of keys and values that a layer has."""
         return max((layer.num_heads for layer in self.layers), default=0)
 
+    def spreads_over(self, size: int) -> bool:
+        """Tell whether `size` devices can share the layers: by whole heads, those of keys and values split or copied.
+
+        vLLM refuses other sizes (models/qwen2.py, llama.py: total_num_kv_heads), SGLang just so.
+        """
+        kv_heads = max(1, self.num_kv_heads)
+        return not self.num_attention_heads % size and (not kv_heads % size or not size % kv_heads)
+
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """Return what a config.json says. Raises LoadError where it is not the config of a language model."""
@@ -98,9 +110,9 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     names = (
         config.get("architectures") or text.get("architectures") or [model_type or "an unknown architecture"]
     )
-    hidden = _number(text, "hidden_size", "n_embd", "d_model")
-    num_layers = _number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    heads = _number(text, "num_attention_heads", "n_head", "num_heads", "n_heads", default=1)
+    hidden = _number(text, "hidden_size", "n_embd", "d_model", least=1)
+    num_layers = _number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers", least=1)
+    heads = _number(text, "num_attention_heads", "n_head", "num_heads", "n_heads", default=1, least=1)
     layers = _layers(text, model_type, num_layers, heads, hidden, notes)
     return Architecture(
         name=str(names[0]),
@@ -140,11 +152,18 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def _number(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+def _number(config: Mapping[str, Any], *names: str, default: int | None = None, least: int = 0) -> int:
     for name in names:
         value = config.get(name)
         if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
             value = max(value)
+        if isinstance(value, str) or (
+            isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= _MOST
+        ):
+            raise LoadError(
+                f"the checkpoint's config.json says {name}: {value!r:.40}, which cannot be",
+                cure="see whether the file is damaged: compare it with the one that was published",
+            )
         if isinstance(value, int | float) and not isinstance(value, bool):
             return int(value)
     if default is None:

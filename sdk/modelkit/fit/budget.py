@@ -107,8 +107,12 @@ class Estimate:
     @property
     def spilling_bytes(self) -> int:
         """How much of what bench saw finds no room beside what the engine reserves."""
-        left_alone = self.device.usable_bytes - self.reserved_bytes
-        return max(0, self.beyond_bytes - max(0, left_alone))
+        return max(0, self.beyond_bytes - max(0, self.left_alone_bytes))
+
+    @property
+    def left_alone_bytes(self) -> int:
+        """What the engine leaves to others; less than nothing where its graphs and context are more than that."""
+        return self.device.usable_bytes - self.reserved_bytes
 
     @property
     def used_bytes(self) -> int:

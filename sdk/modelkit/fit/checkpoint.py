@@ -30,8 +30,10 @@ def read_model(reader: CheckpointReader) -> Model:
     architecture = read_architecture(config)
     try:
         tensors = read_tensors(reader)
-    except LoadError:
+    except LoadError as error:
         tensors = ()
+        if any(path.endswith(".safetensors") for path in reader.paths()):
+            architecture = replace(architecture, notes=(*architecture.notes, error.message))
     pickled = 0 if tensors else pickle_bytes(reader)
     known: tuple[Tensor, ...] = tensors or expected_tensors(architecture)
 

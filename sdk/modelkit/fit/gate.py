@@ -77,7 +77,7 @@ def _message(found: Estimate, *, weights_exceed: bool) -> str:
     weights = gib(found.weights.bytes_per_device)
     if weights_exceed:
         return f"the weights alone, {weights} on each device, are more than the {where}"
-    if found.spilling_bytes:
+    if found.spilling_bytes and found.most_sequences:
         return (
             f"{engine_title(found)} had {gib(found.beyond_bytes)} more in use than it reserves when bench measured it, and "
             f"{gib(found.spilling_bytes)} of that find no room in the {where}"
@@ -91,6 +91,6 @@ def _message(found: Estimate, *, weights_exceed: bool) -> str:
 def _keys(found: Estimate, *, weights_exceed: bool) -> tuple[tuple[str, ...], ...]:
     compute = (("compute", "instance"), ("compute", "accelerator_type"), ("compute", "accelerator_memory"))
     engine: tuple[tuple[str, ...], ...] = (("engine", "max_model_len"), ("engine", "name"))
-    if found.spilling_bytes:
+    if found.spilling_bytes and found.most_sequences:
         engine = (("engine", "gpu_memory_utilization"), *engine)
     return compute + engine if weights_exceed else engine + compute

@@ -94,7 +94,7 @@ def _changes(model: Model, settings: Settings, device: Device, asked: Estimate) 
         yield suggest(
             f"lower max_model_len to {shorter}", f"engine.max_model_len={shorter}", max_model_len=shorter
         )
-    fewer = asked.most_sequences
+    fewer = min(asked.most_sequences, max_sequences(settings, device))
     if 1 <= fewer < concurrency:
         yield suggest(f"answer {fewer} at the same time instead of {concurrency}", num=fewer)
     word = _EIGHT_BIT_WORDS.get(settings.engine)
@@ -146,7 +146,7 @@ def _more_devices(
     if settings.engine == "transformers" or device.is_cpu:
         return
     for size in (2, 4, 8):
-        if size > settings.tensor_parallel_size and model.architecture.num_attention_heads % size == 0:
+        if size > settings.tensor_parallel_size and model.architecture.spreads_over(size):
             of = replace(settings, tensor_parallel_size=size)
             change = suggest(
                 f"spread it over {size} of these GPUs",

@@ -20,6 +20,17 @@ from modelkit.fit.settings import EngineKind, settings_of
 
 __all__ = ["Measured", "learn", "read_measured"]
 
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    UsageError,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -54,7 +65,7 @@ def read_measured(model: Model, model_dir: Path) -> tuple[Measured, ...]:
             if seen.kind not in most or seen.beyond_bytes > most[seen.kind].beyond_bytes:
                 most[seen.kind] = seen
         return tuple(most.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
+    except _UNREADABLE:
         return ()  # a record of another version of modelkit, or nobody's: the sum stands by itself
 
 
@@ -62,31 +73,33 @@ def _measured(model: Model, record: dict[str, Any]) -> Iterator[Measured]:
     gpus = {(gpu["name"], gpu["memory_bytes"]) for gpu in record["gpus"]}
     if len(gpus) != 1:  # none, or of several kinds
         return
-    device = device_of_gpu(*gpus.pop())
+    device, num = device_of_gpu(*gpus.pop()), len(record["gpus"])
     for subject in record["subjects"]:
         levels = [
             level
             for level in record["levels"]
-            if level["subject"] == subject["name"] and level["gpu_memory_bytes_max"]
+            if level["subject"] == subject["name"] and level["gpu_memory_bytes_max"] is not None
         ]
         if subject.get("config_hash") != model.config_hash:  # another model was here then
             continue
         # All GPUs that the run could use were summed up: with others among them nobody knows whose memory it was.
-        if not levels or subject.get("tensor_parallel_size") != len(record["gpus"]):
+        if not levels or subject.get("tensor_parallel_size") != num:
             continue
         options = json.dumps({"name": subject["engine"], **subject["engine_args"]})
         settings = settings_of(EngineConfig.model_validate_json(options))
         if settings is None or settings.engine == "transformers":  # its cache grows with the load
             continue
-        most = max(levels, key=lambda level: int(level["gpu_memory_bytes_max"]))
+        most = max(levels, key=lambda level: float(level["gpu_memory_bytes_max"]))
         expected = estimate(model, settings, device)
-        own = most["gpu_memory_bytes_max"] - (subject.get("gpu_used_before_bytes") or 0)
+        peak_bytes = (most["gpu_memory_bytes_max"] - (subject.get("gpu_used_before_bytes") or 0)) // num
+        if not 0 < peak_bytes <= device.memory_bytes:  # no card has that
+            continue
         yield Measured(
             kind=expected.settings.engine,
             engine=f"{subject['engine']} {subject['engine_version'] or ''}".rstrip(),
             device=device.name,
             load=most["load"],
             run_id=record["run_id"],
-            peak_bytes=own // len(record["gpus"]),
+            peak_bytes=int(peak_bytes),
             expected_bytes=expected.reserved_bytes,
         )

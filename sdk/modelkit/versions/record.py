@@ -41,8 +41,7 @@ __all__ = [
 ]
 
 # What travels, by name: a key that is added to the record stays here until somebody has thought of it. Left out is the
-# prompts' file, which is a path on this machine. `engine_args` are of the config
-# that the version has too.
+# prompts' file, which is a path on this machine. `engine_args` are of the config that the version has too.
 _RUN = ("schema_version", "run_id", "started_at", "tool")
 _GPU = ("name", "memory_bytes", "driver")
 _WORKLOAD = (
@@ -52,21 +51,14 @@ _WORKLOAD = (
 _SUBJECT = (
     *("name", "content_digest", "model", "architecture", "revision", "weights", "dtype", "tokenizer_hash"),
     *("engine", "engine_version", "engine_args", "tensor_parallel_size", "ready_s", "protocol", "endpoint"),
-    *(
-        "config_hash",
-        "gpu_used_before_bytes",
-        "exact_length",
-        "running_usage",
-        "token_check",
-        "sweep",
-        "warnings",
-    ),
+    *("exact_length", "running_usage", "token_check", "sweep"),
+    *("config_hash", "gpu_used_before_bytes", "warnings"),
 )
 _LEVEL = (
     *("subject", "load", "concurrency", "rate", "repeat", "ended_at", "output_tok_s", "req_s"),
     *("ttft_ms", "itl_ms", "tpot_ms", "e2e_s", "slo", "gpu_memory_bytes_max", "verdict"),
 )
-_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
 
 
 # -------------------------------------------------------------------------------------------------------------- identity
@@ -147,8 +139,8 @@ def measured_at(record: Mapping[str, Any]) -> str:
 
 def attached_record(store: Store, digest: str) -> dict[str, Any] | None:
     """Return the last record that is attached to a version, None without any. Raises RegistryError where it cannot be read."""
-    data = newest_attached(store, digest, RECORD)
     try:
+        data = newest_attached(store, digest, RECORD)
         return None if data is None else _kept(orjson.loads(data))
     except _UNREADABLE as error:  # who may push may attach anything
         raise RegistryError(

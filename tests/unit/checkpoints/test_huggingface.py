@@ -90,6 +90,19 @@ def test_what_is_damaged_on_this_disk_is_found_by_verify(hub, fetch):
     assert set(hub.sent) == {"model.safetensors"}
 
 
+def test_what_is_damaged_is_not_promised_anew_offline(hub, fetch, modelkit, tmp_path):
+    blob = (fetch() / "model.safetensors").resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(blob.stat().st_size))
+    result = modelkit("fetch", tmp_path / "model", "--verify", "--offline", check=False)
+    assert result.returncode == 1
+    assert (
+        "model.safetensors is damaged on this disk: it is deleted; fetch again without --offline"
+        in result.stderr
+    )
+    assert not blob.exists()  # nobody serves it by mistake
+
+
 def test_what_the_library_has_in_its_cache_is_not_fetched_again(hub, fetch, tmp_path):
     repo = hub.repos["org/tiny"]
     content = repo.commits[repo.branches["main"]]["model.safetensors"]

@@ -8,7 +8,7 @@ import pytest
 from modelkit.cli import serve
 from modelkit.cli.app import main
 from modelkit.config import BENCH_RECORD
-from modelkit.fit import Device, config_hash
+from modelkit.fit import Device, config_hash, device_by_name
 from unit.fit import checkpoints as ck
 
 MODEL = "from modelkit import LLM\n\n\nclass Big(LLM):\n    pass\n"
@@ -149,7 +149,10 @@ def test_transformers_takes_one_card_of_a_machine(tiny, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "transformers", "--tp", "2"], "transformers runs on one GPU, and --tp says 2"),
+        (
+            ["--engine", "transformers", "--tp", "2"],
+            "transformers runs on one GPU, and 2 are to share the model",
+        ),
         (["--engine", "vllm", "--tp", "3"], "3 GPUs cannot share the 4 attention heads"),
     ],
 )
@@ -162,7 +165,7 @@ def test_cards_that_no_engine_would_share_are_refused(tiny, capsys, arguments, w
     ("arguments", "code", "words"),
     [
         (["--gpu", "H2000"], 2, "did you mean 'H200'"),
-        (["--memory", "much"], 2, "write it like 24GiB"),
+        (["--memory", "much"], 2, "write it with its unit, like 24GiB"),
         (["--gpu", "H200", "--memory", "24GiB"], 2, "give one of them"),
         (["--concurrency", "0"], 2, "greater than or equal to 1"),
         (["checkpoint", "--set", "engine.name=vllm"], 2, "is a checkpoint, not a model folder"),
@@ -181,6 +184,61 @@ def test_what_cannot_be_counted_says_why(folder, capsys, monkeypatch, arguments,
     (folder / "plain" / "config.yaml").write_text("model: {id: plain}\n")
     assert main(["fit", *arguments]) == code
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        # Qwen2-7B has 28 heads and 4 of keys and values: vLLM would refuse 7
+        (
+            ["--gpu", "H100", "--tp", "7"],
+            "7 GPUs cannot share the 28 attention heads and 4 of keys and values",
+        ),
+        (["--gpu", "g5.xlarge", "--tp", "4"], "4 GPUs are to share the model, and there is 1 of NVIDIA-A10G"),
+        (["--memory", "24"], "write it with its unit, like 24GiB"),
+    ],
+)
+def test_what_is_not_there_is_not_counted(folder, capsys, arguments, words):
+    assert main(["fit", *arguments]) != 0
+    assert words in capsys.readouterr().err
+
+
+def test_this_machine_has_no_more_gpus_than_it_has(folder, capsys, monkeypatch):
+    config = folder / "config.yaml"
+    config.write_text(
+        config.read_text().replace("  accelerator_type: [NVIDIA-T4]\n", "").replace("s: 1", "s: 0")
+    )
+    monkeypatch.setattr("modelkit.fit.this_machine", lambda: device_by_name("H100"))
+    assert main(["fit", "--tp", "2"]) != 0
+    assert "2 GPUs are to share the model, and there is 1 of NVIDIA-H100" in capsys.readouterr().err
+    memory = Device("main memory", 2**35, 2**35, "cpu")
+    monkeypatch.setattr("modelkit.fit.this_machine", lambda: memory)
+    assert main(["fit", "--tp", "2"]) != 0
+    assert "and there is no GPU" in capsys.readouterr().err
+
+
+def test_more_sequences_than_the_engine_answers_wait(folder, capsys):
+    assert main(["fit", "--gpu", "H200", "--concurrency", "100000", "--max-model-len", "512"]) == 1
+    out = capsys.readouterr().out
+    assert "note: vllm answers 1,024 at the same time; the others wait" in out
+    assert "answer 1024 at the same time instead of 100000" in out
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"num_hidden_layers": 1e30}, {"num_hidden_layers": "two"}]
+)
+def test_a_config_that_cannot_be_says_which_key(folder, capsys, change):
+    ck.write_config(folder / "checkpoint", {**ck.QWEN2_7B, **change})
+    assert main(["fit", "--gpu", "H200"]) == 1
+    assert f"config.json says {next(iter(change))}: " in capsys.readouterr().err
+
+
+def test_damaged_weights_are_not_called_missing(folder, capsys):
+    (folder / "checkpoint" / "model.safetensors").write_bytes(b"\x08" + bytes(20))
+    main(["fit", "--gpu", "H200"])
+    out = capsys.readouterr().out
+    assert "note: model.safetensors" in out
+    assert "not all here" not in out
 
 
 def test_validate_points_at_the_key(folder, capsys):

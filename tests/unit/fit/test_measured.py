@@ -102,7 +102,7 @@ def test_what_finds_no_room_beside_the_engines_share_does_not_fit(qwen2):
 
 
 def test_another_models_record_teaches_nothing(qwen2, write, tmp_path):
-    folder = write(80 * GIB)
+    folder = write(78 * GIB)
     other = read_model(LocalReader(ck.write_config(tmp_path / "other", ck.LLAMA_31_8B)))
     assert learn(other, folder) is other
     assert read_measured(qwen2, folder)
@@ -156,10 +156,17 @@ def test_what_tells_nothing_is_left_alone(qwen2, write, record):
     assert learn(qwen2, folder) is qwen2
 
 
+@pytest.mark.parametrize("peak", ["1e999", "-1", str(10**18), '"much"'])
+def test_a_peak_that_no_card_has_is_left_alone(qwen2, write, peak):
+    path = write(78 * GIB) / BENCH_RECORD
+    path.write_text(path.read_text().replace(f": {78 * GIB}", f": {peak}").replace(f": {77 * GIB}", ": 0"))
+    assert read_measured(qwen2, path.parents[2]) == ()
+
+
 def test_no_record_and_a_damaged_one(qwen2, tmp_path):
     assert learn(qwen2, tmp_path) is qwen2
     path = tmp_path / BENCH_RECORD
     path.parent.mkdir(parents=True)
-    for content in (b"{", b"[]", b"\xff"):
+    for content in (b"{", b"[]", b"\xff", b"[" * 100_000):
         path.write_bytes(content)
         assert read_measured(qwen2, tmp_path) == ()

@@ -318,6 +318,14 @@ def test_a_damaged_blob_stops_nothing_but_is_told_of(tmp_path):
 
 
 @pytest.mark.parametrize("store", ["layout"], indirect=True)
+def test_times_that_are_none_stop_nothing(folder, store, tmp_path):
+    write_record(folder, measured(content_digest(folder)))
+    digest = send(folder, store).digest
+    attach(store, store.get_manifest(digest), RECORD, b"{}", {CREATED: 7})
+    told_of(store, tmp_path, "is not written as it should be")
+
+
+@pytest.mark.parametrize("store", ["layout"], indirect=True)
 def test_a_record_that_the_network_kept_back_is_told_of(folder, store, tmp_path, monkeypatch, capsys):
     from modelkit.cli.app import main
 
