@@ -1,12 +1,12 @@
 """How exact `modelkit bench` is: its record of each message beside what passed the wire, by the same clock.
 
-    python benchmarks/bench_accuracy.py [--json FILE]
+    python benchmarks/bench_accuracy.py [--limit-ms 2] [--json FILE]
 
 A server misbehaves in known ways (slow first token, stalls, coalesced writes, several tokens a chunk). Between it and the
 client a relay notes when the bytes of each request came, and when those of each token and of the answer's end went on
 (tests/wire_tap.py): the truth is what a client would note that takes no time at all. The server's own work is before
 that, and is latency; the client's is after it, and is the error. TTFT, TPOT, ITL, chunk gap and E2E are computed of both,
-and the difference is printed: at the median, and at most.
+and the difference is printed: at the median, and at most. With a limit the exit code is 1 where a median is above it.
 
 With 16 callers the answers march in step, 16 messages at a time: the worst case. Each behaviour is a number of such waves,
 for one that the machine disturbs disturbs 16 requests. Server, relay and client are processes of their own, and nothing
@@ -103,11 +103,12 @@ def rows(protocol: Protocol, tap: Tap, num: int) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--num", type=int, default=6, help="requests of each behaviour and caller")
+    parser.add_argument("--limit-ms", type=float, default=float("inf"), help="of each median")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = []
@@ -124,6 +125,7 @@ def main() -> None:
     print(f"the worst median is {worst:.3f} ms")
     if options.json:
         options.json.write_text(json.dumps(record(found, worst, options.num), indent=2) + "\n")
+    return int(worst > options.limit_ms)
 
 
 def record(found: list[dict[str, Any]], worst: float, num: int) -> dict[str, Any]:
@@ -141,4 +143,4 @@ def record(found: list[dict[str, Any]], worst: float, num: int) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from random_checkpoint import ARCHITECTURES, write_config, write_tokenizer
+from sigterm import leave_on_sigterm
 
 from modelkit.config import EngineConfig
 from modelkit.engines.catalog import create
@@ -469,15 +470,9 @@ def prepare(folder: Path, architecture: str, options: argparse.Namespace) -> Non
         print(f"wrote {architecture} in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def leave(*_: object) -> None:
-    """End on SIGTERM (`timeout` sends it) as on Ctrl-C: the engine is ended first, which another one must not cut off."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(128 + signal.SIGTERM)
-
-
 def main() -> None:
     options = parse_options()
-    signal.signal(signal.SIGTERM, leave)
+    leave_on_sigterm()
     parent = options.checkpoints or Path(tempfile.mkdtemp(prefix="fit-"))
     if options.checkpoints is None and not options.keep:
         atexit.register(

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sigterm import leave_on_sigterm
+
 from modelkit.benchmark.random_weights import read_config
 
 BACK_ENDS = {
@@ -125,12 +127,6 @@ def pack(folders: list[Path], archive: Path) -> None:
                     tar.add(end, f"{folder.name}/{path.name}")
 
 
-def leave(*_: object) -> None:
-    """End on SIGTERM (`timeout` sends it) as on Ctrl-C: the bench is ended first, which another one must not cut off."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(128 + signal.SIGTERM)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,7 +147,7 @@ def main() -> None:
     parser.add_argument("--time-limit-s", type=float, default=460, help="for all architectures together")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, leave)
+    leave_on_sigterm()
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folders = []

@@ -8,8 +8,9 @@ threads from the moment of the start, which an engine that imports for seconds g
 medians and their ratio are printed, and beside them the bare reading of the files, once page by page through a mapping
 and once by several threads. Without --checkpoint a random one of 2 GiB is made in .cache/load-speed. Linux only.
 
-modelkit does not read ahead: on two cores the reading takes from the import what it gives to the load (ratios of 0.96
-and 1.04). A machine where the ratio is well below 1 would be the reason to.
+modelkit does not read ahead. On two busy cores the ratio was 0.80, with rounds from 0.64 to 1.45: the load gains more than
+the import loses, and the neighbours make more of a difference than either. A ratio as low on a quiet machine, or on one with
+a GPU, would be the reason to.
 """
 
 import argparse
@@ -21,7 +22,10 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from platform import platform, python_version
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,19 +131,38 @@ def measure(checkpoint: Path, rounds: int) -> dict[str, Any]:
     starts: dict[str, list[dict[str, float]]] = {"plain": [], "warmed": []}
     reads: dict[str, list[float]] = {"mapped": [], "parallel": []}
     start(checkpoint, warmed=False)  # the libraries' own files are in the page cache from here on
-    for _ in range(rounds):
+    for number in range(rounds):
         reads["mapped"].append(read_mapped(checkpoint))
         reads["parallel"].append(read_in_parallel(checkpoint))
-        for way, found in starts.items():
-            found.append(start(checkpoint, warmed=way == "warmed"))
-    record: dict[str, Any] = {
+        for way in sorted(starts, reverse=number % 2 == 1):  # none is always first
+            starts[way].append(start(checkpoint, warmed=way == "warmed"))
+    rows: dict[str, Any] = {
         "checkpoint_gib": round(sum(p.stat().st_size for p in checkpoint.glob("*.safetensors")) / 2**30, 2),
         "read_s": {way: round(statistics.median(found), 2) for way, found in reads.items()},
     }
     for way, found in starts.items():
-        record[way] = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
-    record["ratio_warmed_to_plain"] = round(record["warmed"]["total_s"] / record["plain"]["total_s"], 3)
-    return record
+        rows[way] = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
+    rows["ratio_warmed_to_plain"] = round(rows["warmed"]["total_s"] / rows["plain"]["total_s"], 3)
+    pairs = zip(starts["warmed"], starts["plain"], strict=True)
+    rows["ratio_of_each_round"] = [round(warm["total_s"] / plain["total_s"], 3) for warm, plain in pairs]
+    return rows
+
+
+def record(rows: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Return what is kept of a run."""
+    return {
+        "what": "a cold start beside the same with its files read ahead, by benchmarks/load_speed.py",
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"python benchmarks/load_speed.py --rounds {rounds} --json FILE",
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": platform(),
+            "load_1m_after": round(os.getloadavg()[0], 1),
+        },
+        "versions": {"python": python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "safetensors")},
+        "rows": rows,
+    }
 
 
 def make_checkpoint() -> Path:
@@ -164,15 +187,15 @@ def main() -> None:
         print(json.dumps(start_once(options.checkpoint)))
         return
     checkpoint = options.checkpoint or make_checkpoint()
-    record = measure(checkpoint, options.rounds)
-    print(f"{record['checkpoint_gib']} GiB, read: {record['read_s']}")
+    rows = measure(checkpoint, options.rounds)
+    print(f"{rows['checkpoint_gib']} GiB, read: {rows['read_s']}")
     print(f"{'':8}{'import':>8}{'load':>8}{'token':>8}{'total':>8}")
     for way in ("plain", "warmed"):
-        row = record[way]
+        row = rows[way]
         print(f"{way:8}{row['import_s']:8.2f}{row['load_s']:8.2f}{row['token_s']:8.2f}{row['total_s']:8.2f}")
-    print(f"warmed / plain: {record['ratio_warmed_to_plain']}")
+    print(f"warmed / plain: {rows['ratio_warmed_to_plain']}, round by round {rows['ratio_of_each_round']}")
     if options.json:
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        options.json.write_text(json.dumps(record(rows, options.rounds), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from modelkit.benchmark.presets import BLOG_MODELS
 from modelkit.errors import UsageError, closest
 
 __all__ = ["ARCHITECTURES", "read_config", "write_checkpoint", "write_tokenizer"]
@@ -106,17 +107,21 @@ _WRITE_BYTES = 64 * 2**20
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Return the config of a known architecture, or that of a config.json (or a folder that has one). Raises UsageError."""
-    if name in ARCHITECTURES:
-        return dict(ARCHITECTURES[name])
+    """Return the config of a known architecture, by its name or by that of the model that published presets are of.
+
+    Or that of a config.json, or of a folder that has one. Raises UsageError.
+    """
+    if (known := BLOG_MODELS.get(name, name)) in ARCHITECTURES:
+        return dict(ARCHITECTURES[known])
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
-        guess = closest(name, list(ARCHITECTURES))
+        names = [*ARCHITECTURES, *BLOG_MODELS]
+        guess = closest(name, names)
         hint = f"; did you mean '{guess}'?" if guess else ""
         raise UsageError(
             f"there is no architecture '{name}'{hint}",
-            cure=f"use {', '.join(ARCHITECTURES)}, or a config.json",
+            cure=f"use {', '.join(names)}, or a config.json",
         )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
