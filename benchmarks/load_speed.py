@@ -8,9 +8,8 @@ threads from the moment of the start, which an engine that imports for seconds g
 medians and their ratio are printed, and beside them the bare reading of the files, once page by page through a mapping
 and once by several threads. Without --checkpoint a random one of 2 GiB is made in .cache/load-speed. Linux only.
 
-modelkit does not read ahead. On two busy cores the ratio was 0.80, with rounds from 0.64 to 1.45: the load gains more than
-the import loses, and the neighbours make more of a difference than either. A ratio as low on a quiet machine, or on one with
-a GPU, would be the reason to.
+modelkit does not read ahead. On two busy cores the ratio was 0.80 to 0.90, with rounds from 0.64 to 1.45: the load gains more
+than the import loses. The same on a quiet machine, or on one with a GPU, would be the reason to.
 """
 
 import argparse
