@@ -4,12 +4,12 @@
 
 Each start is a process of its own: imports torch and transformers, loads the checkpoint, writes one token. Before each
 the checkpoint's pages are dropped from the page cache. In the way `warmed` another process reads the files by several
-threads from the moment of the start, which an engine that imports for seconds gives time for. The two ways take turns;
+threads from the moment of the start, as modelkit does (engines/read_ahead.py), which an engine that imports for seconds gives
+time for. The two ways take turns;
 medians and their ratio are printed, and beside them the bare reading of the files, once page by page through a mapping
 and once by several threads. Without --checkpoint a random one of 2 GiB is made in .cache/load-speed. Linux only.
 
-modelkit does not read ahead. On two busy cores the ratio was 0.80 to 0.90, with rounds from 0.64 to 1.45: the load gains more
-than the import loses. The same on a quiet machine, or on one with a GPU, would be the reason to.
+On two busy cores the ratio was 0.80, with rounds from 0.64 to 1.45: the import loses less than the load gains.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,41 +26,13 @@ from pathlib import Path
 from platform import platform, python_version
 from typing import Any
 
+from modelkit.engines.read_ahead import ReadAhead
+
 ROOT = Path(__file__).resolve().parents[1]
-NUM_READERS = 4
-BLOCK_BYTES = 8 * 2**20
 
 
-class Warmer:
-    """Reads a checkpoint's files into the page cache, in the background, until they are read or it is stopped."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._stopping = threading.Event()
-        files = sorted(checkpoint.glob("*.safetensors"))
-        parts = range(NUM_READERS)
-        self._readers = [threading.Thread(target=self._read, args=(files, part)) for part in parts]
-
-    def start(self) -> None:
-        for reader in self._readers:
-            reader.start()
-
-    def wait(self) -> None:
-        for reader in self._readers:
-            reader.join()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.wait()
-
-    def _read(self, files: list[Path], part: int) -> None:
-        """Read every NUM_READERS-th block into a buffer that is thrown away; the system keeps the pages."""
-        buffer = bytearray(BLOCK_BYTES)
-        for path in files:
-            with path.open("rb", buffering=0) as file:
-                for start in range(part * BLOCK_BYTES, path.stat().st_size, NUM_READERS * BLOCK_BYTES):
-                    if self._stopping.is_set():
-                        return
-                    os.preadv(file.fileno(), [buffer], start)
+def read_ahead(checkpoint: Path) -> ReadAhead:
+    return ReadAhead(sorted(checkpoint.glob("*.safetensors")))
 
 
 def start_once(checkpoint: Path) -> dict[str, float]:
@@ -95,14 +66,14 @@ def drop_pages(checkpoint: Path) -> None:
 def start(checkpoint: Path, *, warmed: bool) -> dict[str, float]:
     """Start in a process of its own; this one reads ahead, as modelkit's would."""
     drop_pages(checkpoint)
-    warmer = Warmer(checkpoint)
+    ahead = read_ahead(checkpoint)
     command = [sys.executable, __file__, "--once", "--checkpoint", str(checkpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         if warmed:
-            warmer.start()
+            ahead.start()
         output, _ = process.communicate()
         if warmed:
-            warmer.stop()
+            ahead.stop()
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return result
 
@@ -120,9 +91,9 @@ def read_mapped(checkpoint: Path) -> float:
 def read_in_parallel(checkpoint: Path) -> float:
     drop_pages(checkpoint)
     began = time.perf_counter()
-    warmer = Warmer(checkpoint)
-    warmer.start()
-    warmer.wait()
+    ahead = read_ahead(checkpoint)
+    ahead.start()
+    ahead.wait()
     return time.perf_counter() - began
 
 

@@ -9,6 +9,7 @@ import orjson
 from modelkit.config import EngineConfig
 from modelkit.engines.base import Chunk, Engine, GenerationRequest
 from modelkit.engines.catalog import create
+from modelkit.engines.read_ahead import reading_ahead
 from modelkit.engines.sampling import SamplingParams
 from modelkit.errors import InvalidArgumentError, LoadError, UnavailableError
 from modelkit.model import Field, Request, current_request
@@ -89,7 +90,8 @@ class LLM(Model):
         checkpoint_dir = next(iter(self.context.checkpoint_dirs.values()), None)
         self.engine = create(self._engine_config(self.config.engine), checkpoint_dir, self.config.model.id)
         self.engine.on_stage = self.report_progress
-        await self.engine.start()
+        with reading_ahead(self.engine.checkpoint_dir):
+            await self.engine.start()
 
     async def close(self) -> None:
         """Stop the engine."""
