@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -372,16 +372,19 @@ def test_a_call_needs_the_key_of_the_deployment(fresh, bench):
     assert httpx.post(f"{http_url(bench, 'locked')}/v1/methods/version", json={}).status_code == 401
 
 
-def test_a_cluster_that_was_not_asked_says_why(bench):
+def test_a_cluster_that_was_not_asked_says_why(bench, monkeypatch):
+    def ask(**changes):
+        with closing(RayApi(replace(bench.cluster.compute, **changes))) as api:
+            api.version()
+
+    monkeypatch.setenv("WRONG", "x")
     with pytest.raises(DeployError, match="does not take the token"):
-        RayApi(replace(bench.cluster.compute, token_env="WRONG")).version() if os.environ.setdefault(
-            "WRONG", "x"
-        ) else 0
+        ask(token_env="WRONG")
     with pytest.raises(DeployError, match="asks for a token") as caught:
-        RayApi(replace(bench.cluster.compute, token_env=None)).version()
+        ask(token_env=None)
     assert "--token-env" in caught.value.cure
     with pytest.raises(DeployError, match="cannot be reached"):
-        RayApi(replace(bench.cluster.compute, address="http://127.0.0.1:9")).version()
+        ask(address="http://127.0.0.1:9")
     with pytest.raises(UnknownDeploymentError):
         bench.endpoint("nothing")
 
