@@ -37,7 +37,7 @@ from sigterm import leave_on_sigterm
 
 from modelkit.config import EngineConfig
 from modelkit.engines.catalog import create
-from modelkit.engines.machine import is_visible
+from modelkit.engines.machine import nvidia_gpus
 from modelkit.fit import (
     Device,
     LocalReader,
@@ -232,14 +232,8 @@ def group_is_alive(process: subprocess.Popen[bytes]) -> bool:
 
 
 def gpu_used_mib() -> int | None:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=index,uuid,memory.used", "--format=csv,noheader,nounits"]
-    listing = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
-    rows = [line.split(", ") for line in listing.splitlines()]
-    used = [row[2] for row in rows if len(row) == 3 and is_visible(row[0], row[1])]
-    return int(used[0]) if used and used[0].isdecimal() else None
+    gpus = nvidia_gpus()
+    return gpus[0].used_bytes // 2**20 if gpus else None
 
 
 def free_port() -> int:

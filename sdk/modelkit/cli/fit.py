@@ -78,14 +78,15 @@ def command(
         estimate,
         largest_concurrency,
         largest_max_model_len,
-        learn,
         read_measured,
         suggestions,
+        taught,
     )
 
     config, model_dir = _config(path, environment, overrides or [], engine)
     bare = _model(config, model_dir)
-    model = learn(bare, model_dir)
+    measured = read_measured(bare, model_dir)
+    model = taught(bare, measured)
     settings = _settings(config, engine)
     device = _device(config, settings.engine, gpu, memory)
     num = _num_there(gpu, memory, config, device)
@@ -101,10 +102,10 @@ def command(
     changes = suggestions(
         model, settings, asked.device, max_model_len=max_model_len, concurrency=concurrency
     )[:_MOST_SUGGESTIONS]
-    seen = next((each for each in read_measured(bare, model_dir) if each.kind == found.settings.engine), None)
+    seen = next((each for each in measured if each.kind == found.settings.engine), None)
     if as_json:
-        measured = asdict(seen) if seen else None
-        console.json({**_as_json(found, asked, longest, most, changes), "measured": measured})
+        told = {"measured": asdict(seen) if seen else None}
+        console.json(_as_json(found, asked, longest, most, changes) | told)
     else:
         console.result(_as_text(found, asked, longest, most, changes))
         if seen:

@@ -17,7 +17,7 @@ from modelkit.fit.headers import (
     read_tensors,
 )
 from modelkit.fit.limits import Suggestion, largest_concurrency, largest_max_model_len, suggestions
-from modelkit.fit.measured import Measured, learn, read_measured
+from modelkit.fit.measured import Measured, learn, read_measured, taught
 from modelkit.fit.overheads import max_sequences
 from modelkit.fit.places import open_checkpoint
 from modelkit.fit.report import as_json, engine_title, gib, rows, spelled
@@ -60,5 +60,6 @@ __all__ = [
     "settings_of",
     "spelled",
     "suggestions",
+    "taught",
     "this_machine",
 ]

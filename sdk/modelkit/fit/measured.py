@@ -7,7 +7,7 @@ longest prompt may not have come yet.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from modelkit.fit.budget import Model, estimate
 from modelkit.fit.hardware import device_of_gpu
 from modelkit.fit.settings import EngineKind, settings_of
 
-__all__ = ["Measured", "learn", "read_measured"]
+__all__ = ["Measured", "learn", "read_measured", "taught"]
 
 _UNREADABLE = (
     OSError,
@@ -52,7 +52,11 @@ class Measured:
 
 def learn(model: Model, model_dir: Path) -> Model:
     """Return the model with what its folder's last benchmark has shown; the same where there is none."""
-    seen = read_measured(model, model_dir)
+    return taught(model, read_measured(model, model_dir))
+
+
+def taught(model: Model, seen: Sequence[Measured]) -> Model:
+    """Return the model with what was seen of it; the same where that is nothing."""
     return replace(model, beyond={each.kind: each.beyond_bytes for each in seen}) if seen else model
 
 
